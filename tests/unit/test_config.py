@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfpool import config
+from tfpool.errors import InvalidArgument, NotFound
+from tfpool.settings import BatchingSettings, ModelSettings, PoolSettings, Settings, WorkerSettings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MODEL = "[[model]]\nname = 'm'\nbase_path = '/m'\n"
+
+
+def parse(text: str) -> Settings:
+    return config.parse(text, "pool.toml", cpus=range(8))
+
+
+def model(text: str) -> ModelSettings:
+    return parse(MODEL + text).models[0]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_examples_load(path: Path) -> None:
+    assert config.load(str(path)).models
+
+
+def test_the_full_example_tells_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config.load(str(CONFIGS / "pool.toml"))
+    assert settings.pool == PoolSettings()
+    assert settings.batching == BatchingSettings()
+    assert settings.models[0] == ModelSettings("mnist", str(CONFIGS / "models/mnist"))
+
+
+def test_an_empty_file_is_all_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    settings = parse("")
+    assert settings.server.listen == ("ipc:///run/user/7/tfpool/pool",)
+    assert settings.server.admin_listen == "ipc:///run/user/7/tfpool/pool-admin"
+    assert [worker.cpus for worker in settings.workers] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert settings.models == ()
+
+
+def test_every_model_key() -> None:
+    assert model(
+        "version_policy = 'latest:2'\nlabels = {stable = 3, canary = 4}\npreload = false\nreplicas = [1, 2]\n"
+        "slo_ms = 50\npriority = -1\nweight = 2\nstateful = ['s']\npin = ['cpu1']\n"
+        "batching = {max_batch_size = 8, max_wait_ms = 1.5, pad = false, max_queue_rows = 9}"
+    ) == ModelSettings(
+        "m",
+        "/m",
+        "latest:2",
+        (("stable", 3), ("canary", 4)),
+        False,
+        (1, 2),
+        BatchingSettings(8, 1.5, (), 9, False),
+        50.0,
+        -1,
+        2.0,
+        ("s",),
+        ("cpu1",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "policy"),
+    [("'latest'", "latest"), ("'all'", "all"), ("'latest:3'", "latest:3"), ("[5, 3, 5]", (3, 5))],
+)
+def test_version_policies(written: str, policy: object) -> None:
+    assert model(f"version_policy = {written}").version_policy == policy
+
+
+def test_relative_base_paths_start_at_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text(MODEL.replace("/m", "models/m"))
+    assert config.load(str(path)).models[0].base_path == str(tmp_path / "models/m")
+
+
+def test_batching_of_a_model_is_merged_into_the_defaults() -> None:
+    default = "[batching]\nallowed_batch_sizes = [1, 8, 32]\nmax_wait_ms = 2\n"
+    assert parse(default).batching == BatchingSettings(32, 2.0, (1, 8, 32))
+    cut, other = parse(
+        default + MODEL + "batching = {max_batch_size = 16}\n"
+        "[[model]]\nname = 'n'\nbase_path = '/n'\n[model.batching]\nallowed_batch_sizes = [4, 128]\n"
+    ).models
+    assert cut.batching == BatchingSettings(16, 2.0, (1, 8, 16))
+    assert other.batching == BatchingSettings(128, 2.0, (4, 128))
+
+
+def test_workers_by_hand() -> None:
+    settings = parse(
+        "[[worker]]\nname = 'a'\ncpus = [0, 1]\nmemory = '8GiB'\n[[worker]]\nname = 'g'\ndevice = 'gpu:0'\n"
+    )
+    assert settings.workers == (
+        WorkerSettings("a", "cpu", (0, 1), 2, 8 << 30),
+        WorkerSettings("g", "gpu:0", (2, 3, 4, 5, 6, 7), 6, None),
+    )
+
+
+@given(st.integers(1, 4096), st.sampled_from(["MiB", "GiB", "MB"]))
+def test_sizes_in_a_file(number: int, unit: str) -> None:
+    factor = {"MiB": 1 << 20, "GiB": 1 << 30, "MB": 10**6}[unit]
+    text = f"[pool]\nshm_budget = '{number}{unit}'"
+    if number * factor >= 1 << 20:
+        assert parse(text).pool.shm_budget == number * factor
+    else:
+        with pytest.raises(
+            InvalidArgument, match=r"^pool\.toml:2: \[pool\] shm_budget: got .*, expected at least 1MiB"
+        ):
+            parse(text)
+
+
+BAD = [
+    ("[pool]\n\nworkres = 1", "3: [pool] workres: got an unknown key, expected one of workers, ", "mean 'workers'?"),
+    ("[sever]", "1: [sever]: got an unknown table, expected one of server, ", "did you mean 'server'?"),
+    ("[placement]\npolicy = 'static'", "1: [placement]: got an unknown table", ""),
+    ("[server]\nhttp = ':80'", "2: [server] http: got an unknown key", ""),
+    ("# x\nserver = 3", "2: server: got 3, expected a table", ""),
+    ("x = 1\ny = [", "2: not TOML: ", ""),
+    ("[pool", "1: not TOML: ", ""),
+    ("x = " + "1" * 5000, "1: not TOML: ", ""),
+    ("[server]\nlisten = 'pool'", "2: [server] listen: got 'pool', expected ipc://PATH or tcp://", ""),
+    ("[server]\nlisten = []", "2: [server] listen: got [], expected at least one", ""),
+    ("[server]\nlisten = ['ipc:///a', 'ipc:///a']", "2: [server] listen: got [", "expected no text twice"),
+    ("[server]\nlisten = 'tcp://0.0.0.0:1'", "2: [server] listen: tcp://0.0.0.0:1 can be reached", "--insecure"),
+    ("[server]\nlisten = 'ipc:///a'\nadmin_listen = 'ipc:///a'", "3: [server] admin_listen: got 'ipc:///a'", "not in"),
+    ("[server]\nlog_level = 'warn'", "2: [server] log_level: got 'warn', expected one of ", "did you mean 'warning'?"),
+    ("[server]\nlog_format = 1", "2: [server] log_format: got 1, expected one of text, json", ""),
+    ("[server]\ninsecure = 1", "2: [server] insecure: got 1, expected true or false", ""),
+    ("[pool]\nworkers = 0", "2: [pool] workers: got 0, expected a whole number from 1 to 1024, or 'auto'", ""),
+    ("[pool]\nworkers = true", "2: [pool] workers: got true, expected a whole number", ""),
+    ("[pool]\nmemory_budget = '8 pounds'", "2: [pool] memory_budget: got '8 pounds', expected a size", ""),
+    ("[pool]\nstart_method = 'frok'", "2: [pool] start_method: got 'frok', expected one of", "mean 'fork'?"),
+    ("[pool]\nload_concurrency = 1.0", "2: [pool] load_concurrency: got 1.0, expected a whole number from 1 to 64", ""),
+    (
+        "[pool]\nmemory_budget = '2MiB'\n[[worker]]\nname = 'a'\nmemory = '2MiB'\n[[worker]]\nname = 'b'",
+        "2: [pool] mem",
+        "",
+    ),
+    ("[worker]\nname = 'a'", "1: [worker]: got {'name': 'a'}, expected [[worker]]", ""),
+    ("[[worker]]\ndevice = 'cpu'", "1: [worker] name: got nothing, expected a value", ""),
+    ("[[worker]]\nname = 'a'\n[[worker]]\nname = 'a'", "4: [worker] name: got 'a' twice", ""),
+    ("[[worker]]\nname = 'a'\ndevice = 'gpu'", "3: [worker] device: got 'gpu', expected 'cpu' or 'gpu:N'", ""),
+    ("[[worker]]\nname = 'a'\ncpus = [0, 8]", "3: [worker] cpus: got [0, 8], expected some of the CPUs 0, 1, ", ""),
+    ("[[worker]]\nname = 'a'\ncpus = [1, 0]", "3: [worker] cpus: got [1, 0], expected increasing numbers", ""),
+    ("[batching]\nmax_wait_ms = nan", "2: [batching] max_wait_ms: got nan, expected a number from 0 to 60000", ""),
+    (
+        "[batching]\nmax_queue_rows = 3",
+        "2: [batching] max_queue_rows: got 3, expected at least max_batch_size (64)",
+        "",
+    ),
+    (
+        "[batching]\nmax_batch_size = 8\nallowed_batch_sizes = [1, 4]",
+        "3: [batching] allowed_batch_sizes: got [1, 4], expected the last to be max_batch_size (8)",
+        "",
+    ),
+    (
+        "[batching]\nallowed_batch_sizes = [4, 1]",
+        "2: [batching] allowed_batch_sizes: got [4, 1], expected increasing",
+        "",
+    ),
+    ("model = [3]", "1: [model]: got 3, expected a table", ""),
+    ("[[model]]\nname = 'm'", "1: [model] base_path: got nothing", ""),
+    ("[[model]]\nbase_path = '/m'\nname = 'a:b'", "3: [model] name: got 'a:b', expected 1 to 512 characters", ""),
+    (MODEL + MODEL, "5: [model] name: got 'm' twice", ""),
+    (MODEL + "version_policy = 'lastest'", "4: [model] version_policy: got 'lastest', expected 'latest'", ""),
+    (MODEL + "version_policy = [0]", "4: [model] version_policy: got '[0]', expected", ""),
+    (MODEL + "labels = {a = 'b'}", "4: [model] labels: got 'b', expected a whole number from 1", ""),
+    (
+        MODEL + "replicas = [2, 1]",
+        "4: [model] replicas: got [2, 1], expected a whole number from 1, or [least, most]",
+        "",
+    ),
+    (MODEL + "slo_ms = 0", "4: [model] slo_ms: got 0, expected a number from 0.001", ""),
+    (MODEL + "priority = 101", "4: [model] priority: got 101, expected a whole number from -100 to 100", ""),
+    (MODEL + "weight = inf", "4: [model] weight: got inf, expected a number", ""),
+    (MODEL + "stateful = 's'", "4: [model] stateful: got 's', expected a list of texts", ""),
+    (MODEL + "pin = ['cpu7']", "4: [model] pin: got 'cpu7', expected some of cpu0, cpu1", "did you mean"),
+    (MODEL + "\n[model.batching]\npad = 1", "6: [model.batching] pad: got 1, expected true or false", ""),
+    (MODEL + "batching.pda = true", "4: [model.batching] pda: got an unknown key", "did you mean 'pad'?"),
+    (MODEL + "batching = 3", "4: [model] batching: got 3, expected a table", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "start", "end"), BAD, ids=[start[:40] for _, start, _ in BAD])
+def test_errors_say_file_line_and_key(text: str, start: str, end: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse(text)
+    message = str(caught.value)
+    assert message.startswith(f"pool.toml:{start}")
+    assert end in message
+
+
+WORDS = st.sampled_from(
+    ["[server]", "[pool]", "[[worker]]", "[[model]]", "[batching]", "[model.batching]", "[a.'b c']"]
+    + [
+        f"{key} = {value}"
+        for key in ("name", "listen", "workers", "cpus", "batching", "labels")
+        for value in (1, "'a'", "[]")
+    ]
+)
+
+
+@given(st.one_of(st.text(), st.lists(WORDS, max_size=12).map("\n".join)))
+def test_any_text_is_read_or_refused_with_its_line(text: str) -> None:
+    try:
+        parse(text)
+    except InvalidArgument as error:
+        message = str(error)
+    else:
+        return
+    assert re.match(r"pool\.toml:\d+: ", message)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no such file"):
+        config.load(str(tmp_path / "none.toml"))
+    with pytest.raises(InvalidArgument, match="cannot be read"):
+        config.load(str(tmp_path))
+    path = tmp_path / "latin.toml"
+    path.write_bytes(b"[pool]\nstart_method = '\xe9'\n")
+    with pytest.raises(InvalidArgument, match=r"latin\.toml:2: got byte 0xe9, expected UTF-8"):
+        config.load(str(path))
+
+
+def test_a_command_line_lies_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "pool.toml"
+    path.write_text("[pool]\nworkers = 3\nload_concurrency = 5\n[[worker]]\nname = 'a'\n" + MODEL + "priority = 2\n")
+    built = config.build({"m": "/other", "n": "n"}, file=str(path), workers=2, log_level="debug", cpus=range(4))
+    assert [(model.name, model.base_path, model.priority) for model in built.models] == [
+        ("m", "/other", 2),
+        ("n", str(tmp_path / "n"), 0),
+    ]
+    assert [worker.cpus for worker in built.workers] == [(0, 1), (2, 3)]
+    assert built.pool.load_concurrency == 5
+    assert built.server.log_level == "debug"
+    kept = config.build(file=str(path), workers=None, cpus=range(4))
+    assert [worker.name for worker in kept.workers] == ["a"]
+
+
+def test_a_command_line_alone() -> None:
+    built = config.build({"m": "/m"}, listen=["ipc:///x/pool"], memory_budget="2GiB", max_batch_size=8, cpus=[0, 1])
+    assert built.server.admin_listen == "ipc:///x/pool-admin"
+    assert [worker.memory for worker in built.workers] == [1 << 30, 1 << 30]
+    assert built.models == (replace(ModelSettings("m", "/m"), batching=BatchingSettings(8)),)
+
+
+def test_errors_of_a_command_line_say_so() -> None:
+    with pytest.raises(InvalidArgument, match=r"^command line: \[pool\] workers: got 'many', expected a whole number"):
+        config.build(workers="many")
+    with pytest.raises(InvalidArgument, match=r"^command line: \[model\] name: got 'a b'"):
+        config.build({"a b": "/x"})
+    with pytest.raises(TypeError, match="wokers"):
+        config.build(wokers=3)

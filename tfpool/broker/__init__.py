@@ -1,0 +1,1 @@
+"""The broker process: one thread between clients and workers. It reads headers, never tensors."""

@@ -1,0 +1,96 @@
+"""The workers as the broker knows them: their doorbells, their state, what they are loading."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from tfpool.settings import WorkerSettings
+from tfpool.shm.doorbell import Doorbell
+from tfpool.wire.messages import Bell, pack
+
+
+class WorkerState(Enum):
+    """STARTING: no process is ready; BACKOFF: it died and waits to be replaced; HALTED: given up."""
+
+    STARTING = "STARTING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    BACKOFF = "BACKOFF"
+    HALTED = "HALTED"
+
+
+@dataclass(slots=True)
+class Link:
+    """One worker. ``loads`` wait for a free place among ``loading``; both hold handles. ``arenas`` are mapped there.
+
+    Times are seconds, memory is bytes. ``deaths`` counts the processes that died under this name.
+    """
+
+    settings: WorkerSettings
+    state: WorkerState = WorkerState.STARTING
+    bell: Doorbell | None = None
+    generation: int = 0
+    pid: int = 0
+    loads: deque[int] = field(default_factory=deque)
+    loading: set[int] = field(default_factory=set)
+    arenas: set[int] = field(default_factory=set)
+    rss: int = 0
+    unique: int = 0
+    busy: float = 0.0
+    busy_share: float = 0.0
+    deaths: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def holder(self) -> tuple[str, int]:
+        """This life of the worker, for leases."""
+        return self.name, self.generation
+
+    @property
+    def up(self) -> bool:
+        return self.bell is not None and self.state in (WorkerState.READY, WorkerState.DRAINING)
+
+    def ring(self, verb: Bell, *fields: Any, fds: tuple[int, ...] = ()) -> None:
+        """Tell the worker. A dead worker hears nothing; its end of file is on its way."""
+        if self.bell is not None:
+            try:
+                self.bell.ring(pack([verb, *fields]), fds)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+
+
+class Fleet:
+    """All workers by name, and by the descriptor of their doorbells."""
+
+    def __init__(self, workers: tuple[WorkerSettings, ...]) -> None:
+        self.links = {settings.name: Link(settings) for settings in workers}
+        self.by_fd: dict[int, Link] = {}
+
+    def attach(self, name: str, generation: int, bell: Doorbell) -> Link:
+        link = self.links[name]
+        link.bell, link.generation, link.state = bell, generation, WorkerState.STARTING
+        self.by_fd[bell.fileno()] = link
+        return link
+
+    def detach(self, link: Link) -> None:
+        """The worker's process is dead, or as good as."""
+        if link.bell is not None:
+            del self.by_fd[link.bell.fileno()]
+            link.bell.close()
+        link.bell = None
+        link.state = WorkerState.BACKOFF
+        link.pid = link.rss = link.unique = 0
+        link.busy_share = 0.0
+        link.loads.clear()
+        link.loading.clear()
+        link.arenas.clear()
+
+    def candidates(self) -> list[Link]:
+        """Workers that may be given models: all that are, or will be, ready."""
+        return [link for link in self.links.values() if link.state not in (WorkerState.HALTED, WorkerState.DRAINING)]

@@ -1,0 +1,126 @@
+"""What clients send, opened and checked: frames in, scheduler events out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tfpool.broker.clients import Clients
+from tfpool.broker.gather import check_frames, check_regions
+from tfpool.broker.meters import Meters
+from tfpool.broker.resolve import Resolver
+from tfpool.errors import InvalidArgument, TfpoolError
+from tfpool.scheduler.events import Submit
+from tfpool.scheduler.work import Segment
+from tfpool.wire import messages
+from tfpool.wire.keys import RequestKey
+from tfpool.wire.messages import Call, Group, Hello
+
+Refuse = Callable[[bytes, list[tuple[int, int]], TfpoolError, str], None]
+
+
+class Intake:
+    """The broker's front door. A malformed message is refused whole; a bad request among good ones alone."""
+
+    def __init__(self, resolver: Resolver, clients: Clients, meters: Meters) -> None:
+        self._resolver = resolver
+        self._clients = clients
+        self._meters = meters
+
+    @staticmethod
+    def open(frames: list[bytes]) -> tuple[int, Any]:
+        """Verb and body of a message. Raises InvalidArgument."""
+        if not 2 <= len(frames) <= messages.MAX_FRAMES:
+            raise InvalidArgument(f"got {len(frames)} frames, expected 2 to {messages.MAX_FRAMES}")
+        return messages.decode(frames[1])
+
+    def predict(
+        self,
+        client: bytes,
+        body: Any,
+        frames: list[bytes],
+        now: float,
+        refusal: TfpoolError | None,
+        refuse: Refuse,
+    ) -> list[Submit]:
+        """The requests of a PREDICT. Those that cannot be admitted are refused one by one through ``refuse``.
+
+        Raises InvalidArgument where the message as a whole makes no sense; nothing of it is admitted then.
+        """
+        groups = messages.decode_groups(body)
+        try:
+            keys = [self._parse(group) for group in groups]
+            needed = 2 + sum(key.frames for key, group in zip(keys, groups, strict=True) if group.regions is None)
+            if len(frames) != needed:
+                raise InvalidArgument(f"predict: got {len(frames)} frames, expected {needed}")
+        except InvalidArgument as error:
+            self._meters.malformed += 1
+            refuse(client, [(group.first, group.count) for group in groups], error, "")
+            return []
+        events = []
+        at = 2
+        for key, group in zip(keys, groups, strict=True):
+            own = frames[at : at + key.frames] if group.regions is None else None
+            if own is not None:
+                at += key.frames
+            try:
+                if refusal is not None:
+                    raise refusal
+                events.append(self._submit(client, key, group, own, now))
+            except TfpoolError as error:
+                model = key.model if key.model in self._meters.models else ""
+                refuse(client, [(group.first, group.count)], error, model)
+        return events
+
+    def _parse(self, group: Group) -> RequestKey:
+        key = self._resolver.parse(group.key)
+        if key.by_rows and group.rows == 0:
+            raise InvalidArgument("predict: a group by rows has at least one row a request")
+        if not key.by_rows and group.rows != 0:
+            raise InvalidArgument(f"predict: whole tensors have no rows, got {group.rows}")
+        return key
+
+    def _submit(
+        self, client: bytes, key: RequestKey, group: Group, frames: list[bytes] | None, now: float
+    ) -> Submit:
+        found = self._resolver.resolve(group.key, key)
+        if found.fixed_rows is not None and group.rows != found.fixed_rows:
+            raise InvalidArgument(
+                f"{found.version.key}: got {group.rows} rows, expected exactly {found.fixed_rows} (the signature fixes it)"
+            )
+        if frames is None:
+            check_regions(key, group)
+            buffers: list[Any] = self._clients.buffers(client, group.regions or ())
+            payload: tuple[list[int], ...] = ()
+        else:
+            payload = check_frames(key, group, frames)
+            buffers = list(frames)
+        if group.reply is not None:
+            self._clients.check_reply(client, group.reply)
+        segment = Segment(
+            client,
+            group.first,
+            group.count,
+            group.rows or 1,
+            now + group.budget_ms / 1000,
+            now,
+            buffers,
+            group.priority,
+            0,
+            payload,
+            group.regions,
+            group.reply if group.count == 1 else None,
+        )
+        return Submit(found.spec, segment)
+
+    @staticmethod
+    def call(body: Any) -> Call:
+        return messages.decode_call(body)
+
+    @staticmethod
+    def cancelled(body: Any) -> list[tuple[int, int]]:
+        return messages.decode_cancel(body)
+
+    @staticmethod
+    def hello(body: Any) -> Hello | None:
+        return messages.decode_hello(body)

@@ -1,0 +1,379 @@
+"""The broker's story: poll, drain what waits, let the scheduler take its turn, poll again.
+
+One thread, one poller. Clients come over ZeroMQ ROUTER sockets, workers and the supervisor over doorbells.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import zmq
+
+from tfpool.broker import verbs
+from tfpool.broker.clients import Clients
+from tfpool.broker.effects import POOL_ARENA, Effects
+from tfpool.broker.fleet import Fleet, Link, WorkerState
+from tfpool.broker.gather import Outputs
+from tfpool.broker.intake import Intake
+from tfpool.broker.lifecycle import Lifecycle
+from tfpool.broker.meters import Meters
+from tfpool.broker.registry import Registry
+from tfpool.broker.resolve import Resolver
+from tfpool.errors import Internal, InvalidArgument, TfpoolError, Unavailable, from_code
+from tfpool.scheduler import events as ev
+from tfpool.scheduler.core import Scheduler
+from tfpool.settings import Settings
+from tfpool.shm.arena import Arena
+from tfpool.shm.doorbell import Doorbell
+from tfpool.shm.layout import MIN_BLOCK, Layout
+from tfpool.telemetry import log
+from tfpool.wire.keys import OutputKey, unpack_output_key
+from tfpool.wire.messages import Bell, Control, Verb, encode, pack, unpack
+from tfpool.wire.tensors import Buffer
+
+TICK_SECONDS = 1.0
+MAX_DRAINED_AT_ONCE = 256
+MAX_MESSAGE = 1 << 30
+_KEYS_KEPT = 4096
+
+
+def run(control: socket.socket, settings: Settings) -> None:
+    """Serve until the supervisor closes ``control`` or says stop."""
+    log.configure("broker", settings.server.log_level, settings.server.log_format)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor decides when to stop
+    broker = Broker(Doorbell(control, blocking=False), settings)
+    try:
+        broker.serve()
+    finally:
+        broker.close()
+
+
+class Broker:
+    """The broker process."""
+
+    def __init__(self, control: Doorbell, settings: Settings) -> None:
+        self.started = time.monotonic()
+        self.settings = settings
+        self._control = control
+        self._log = log.get("broker")
+        self._arena = Arena.create(settings.pool.shm_budget // MIN_BLOCK * MIN_BLOCK, "tfpool-arena")
+        self.scheduler = Scheduler(Layout(self._arena.nbytes))
+        self.registry = Registry()
+        self.fleet = Fleet(settings.workers)
+        self.clients = Clients()
+        self.meters = Meters()
+        handles = self.registry
+        self.effects = Effects(
+            self._arena,
+            self.fleet,
+            self.clients,
+            self.meters,
+            lambda key: handles.models[key.name].versions[key.version].handle,
+            self._send,
+        )
+        self.lifecycle = Lifecycle(self.registry, self.fleet, settings.pool, self.decide)
+        self._resolver = Resolver(self.registry)
+        self._intake = Intake(self._resolver, self.clients, self.meters)
+        self._output_keys: dict[bytes, OutputKey] = {}
+        self._asked: list[tuple[zmq.Socket[bytes], bytes, int, float, verbs.Question]] = []
+        self._draining = False
+        self._stopped = False
+        self._told_epoch = -1
+        self._busy_before: dict[str, float] = {}
+        self._context = zmq.Context()
+        self._clients_socket = self._bind(settings.server.listen)
+        self._admin_socket = self._bind((settings.server.admin_listen,))
+        self._poller = zmq.Poller()
+        for watched in (self._clients_socket, self._admin_socket, control.fileno()):
+            self._poller.register(watched, zmq.POLLIN)
+
+    def serve(self) -> None:
+        for model in self.settings.models:
+            self.lifecycle.add(model)
+        self.tell(Control.UP)
+        gc.freeze()
+        next_tick = time.monotonic() + TICK_SECONDS
+        while not self._stopped:
+            wake = min(next_tick, self.scheduler.wakeup())
+            ready = self._poller.poll(max(0, math.ceil((wake - time.monotonic()) * 1000)))
+            for watched, _ in ready:
+                if watched is self._clients_socket:
+                    self._drain_clients(self._clients_socket, admin=False)
+                elif watched is self._admin_socket:
+                    self._drain_clients(self._admin_socket, admin=True)
+                elif watched == self._control.fileno():
+                    self._hear_supervisor()
+                else:
+                    self._hear_worker(self.fleet.by_fd.get(watched))
+            now = time.monotonic()
+            self.effects.perform(self.scheduler.handle(ev.Turn(), now))
+            if self._asked:
+                self._answer_asked(now)
+            if self._told_epoch != self.registry.epoch:
+                self._told_epoch = self.registry.epoch
+                self.tell(Control.PROGRESS, verbs.progress(self))
+            if self._draining and self._idle():
+                self._finish()
+            if now >= next_tick:
+                next_tick = now + TICK_SECONDS
+                self._tick()
+
+    def decide(self, event: ev.Event) -> None:
+        """One event through the scheduler, and what it asks for."""
+        self.effects.perform(self.scheduler.handle(event, time.monotonic()))
+
+    def tell(self, verb: Control, *fields: Any) -> None:
+        """A word to the supervisor."""
+        self._control.ring(pack([verb, *fields]))
+
+    def recycle(self, link: Link) -> None:
+        """Have a worker finish what it was given and be replaced."""
+        link.state = WorkerState.DRAINING
+        self.decide(ev.Drain(link.name, True))
+        self.tell(Control.RECYCLE, link.name)
+        link.ring(Bell.STOP)
+
+    # -- clients -----------------------------------------------------------------------------------------------
+
+    def _drain_clients(self, sock: zmq.Socket[bytes], admin: bool) -> None:
+        for _ in range(MAX_DRAINED_AT_ONCE):
+            try:
+                frames = sock.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self.meters.messages += 1
+            try:
+                self._client_says(sock, frames, admin)
+            except InvalidArgument as error:
+                self.meters.malformed += 1
+                self._log.debug("message.refused", error=error.message)
+                self._send([frames[0], encode(Verb.ERROR, [[], int(error.code), error.message])], sock)
+
+    def _client_says(self, sock: zmq.Socket[bytes], frames: list[bytes], admin: bool) -> None:
+        client = frames[0]
+        verb, body = self._intake.open(frames)
+        if verb == Verb.PREDICT and not admin:
+            now = time.monotonic()
+            refusal = Unavailable("the pool is shutting down") if self._draining else None
+            for event in self._intake.predict(client, body, frames, now, refusal, self.effects.refuse):
+                self.effects.perform(self.scheduler.handle(event, now))
+        elif verb == Verb.CALL:
+            self._call(sock, client, body, admin)
+        elif verb == Verb.CANCEL:
+            self.decide(ev.Cancel(client, self._intake.cancelled(body)))
+        elif verb == Verb.HELLO:
+            self._hello(sock, client, body)
+        elif verb == Verb.BYE:
+            self._forget(client)
+        else:
+            raise InvalidArgument(f"verb: got {verb}, expected one of {', '.join(v.name for v in Verb)}")
+
+    def _call(self, sock: zmq.Socket[bytes], client: bytes, body: Any, admin: bool) -> None:
+        call = self._intake.call(body)
+        try:
+            value = verbs.answer(self, call, admin)
+        except verbs.Later as later:
+            deadline = time.monotonic() + call.budget_ms / 1000
+            self._asked.append((sock, client, call.id, deadline, later.question))
+        except TfpoolError as error:
+            self._send([client, encode(Verb.ERROR, [[(call.id, 1)], int(error.code), error.message])], sock)
+        else:
+            self._send([client, encode(Verb.RESULT, [call.id, value])], sock)
+
+    def _answer_asked(self, now: float) -> None:
+        for asked in list(self._asked):
+            sock, client, number, deadline, question = asked
+            try:
+                value = question()
+            except TfpoolError as error:
+                self._send([client, encode(Verb.ERROR, [[(number, 1)], int(error.code), error.message])], sock)
+            else:
+                if value is not None:
+                    self._send([client, encode(Verb.RESULT, [number, value])], sock)
+                elif now < deadline:
+                    continue
+            self._asked.remove(asked)
+
+    def _hello(self, sock: zmq.Socket[bytes], client: bytes, body: Any) -> None:
+        hello = self._intake.hello(body)
+        accepted = False
+        if hello is not None:
+            self._forget(client)
+            try:
+                self.clients.offer(client, hello)
+                accepted = True
+            except TfpoolError as error:
+                self._log.info("arena.refused", error=error.message)
+        self._send([client, encode(Verb.WELCOME, [accepted])], sock)
+
+    def _forget(self, client: bytes) -> None:
+        self.decide(ev.ClientGone(client))
+        arena = self.clients.drop(client)
+        for link in self.fleet.links.values():
+            if arena in link.arenas:
+                link.arenas.discard(arena)
+                link.ring(Bell.UNMAP, arena)
+
+    def _send(self, frames: list[Buffer], sock: zmq.Socket[bytes] | None = None) -> None:
+        try:
+            (sock or self._clients_socket).send_multipart(frames, zmq.NOBLOCK)
+        except (zmq.Again, zmq.ZMQError) as error:
+            self.meters.unroutable += 1  # the client is gone, or does not read what it asked for
+            self._log.debug("answer.dropped", error=str(error))
+
+    # -- workers -----------------------------------------------------------------------------------------------
+
+    def _hear_worker(self, link: Link | None) -> None:
+        try:
+            while link is not None and link.bell is not None:
+                link.bell.flush()
+                heard = link.bell.hear()
+                if heard is None:
+                    return
+                self._worker_says(link, unpack(heard[0]), heard[1])
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            assert link is not None
+            self._lost(link)
+
+    def _worker_says(self, link: Link, message: list[Any], fds: list[int]) -> None:
+        verb, *fields = message
+        if verb == Bell.DONE:
+            self._done(link, *fields, fds)
+        elif verb == Bell.FAILED:
+            batch, code, text = fields
+            self.decide(ev.Broken(link.name, batch, 0.0, from_code(code, text)))
+        elif verb == Bell.READY:
+            link.pid, link.unique = fields
+            link.state = WorkerState.READY
+            self.decide(ev.WorkerJoined(link.name, link.holder))
+            self.lifecycle.joined(link)
+            self._log.info("worker.ready", worker=link.name, pid=link.pid)
+        elif verb == Bell.GAUGE:
+            link.rss, link.unique = fields
+        elif verb == Bell.WARMING:
+            self.lifecycle.warming(link, fields[0])
+        elif verb == Bell.LOADED:
+            self.lifecycle.loaded(link, *fields)
+        elif verb == Bell.LOAD_FAILED:
+            self.lifecycle.load_failed(link, fields[0], from_code(fields[1], fields[2]))
+        elif verb == Bell.UNLOADED:
+            link.unique = fields[1]
+        else:
+            raise Internal(f"worker {link.name} said {verb}")
+
+    def _done(
+        self, link: Link, batch: int, run_us: int, packed: bytes, places: list[Any], spilled: bool, fds: list[int]
+    ) -> None:
+        key = self._output_keys.get(packed)
+        if key is None:
+            key = unpack_output_key(packed)
+            if len(self._output_keys) >= _KEYS_KEPT:
+                self._output_keys.clear()
+            self._output_keys[packed] = key
+        run = run_us / 1e6
+        needed = sum((nbytes + 63) & -64 for _, nbytes in places)
+        actions = self.scheduler.handle(ev.Completed(link.name, batch, run, needed), time.monotonic())
+        if not actions:
+            for fd in fds:
+                os.close(fd)
+            return
+        spill = Arena(fds[0], os.fstat(fds[0]).st_size) if spilled else None
+        view = spill.view if spill else self._view(actions[0])
+        self.effects.perform(actions, Outputs(packed, key, places, view), run)
+        if spill is not None:
+            del view
+            spill.close()
+
+    def _view(self, action: ev.Action) -> memoryview:
+        """The memory that a batch's outputs were written to."""
+        batch = action.batch if isinstance(action, ev.Deliver) else None
+        if batch is not None and batch.alone and batch.pieces[0].reply is not None:
+            peer = self.clients.peers.get(batch.pieces[0].client)
+            if peer is not None:
+                return peer.arena.view
+        return self._arena.view
+
+    def _lost(self, link: Link) -> None:
+        link.deaths += 1
+        self._log.warning("worker.lost", worker=link.name, pid=link.pid)
+        assert link.bell is not None
+        self._poller.unregister(link.bell.fileno())
+        self.fleet.detach(link)
+        self.lifecycle.lost(link)
+        self.decide(ev.WorkerLost(link.name, "its process ended"))
+
+    # -- the supervisor ----------------------------------------------------------------------------------------
+
+    def _hear_supervisor(self) -> None:
+        try:
+            while (heard := self._control.hear()) is not None:
+                verb, *fields = unpack(heard[0])
+                if verb == Control.WORKER:
+                    self._new_worker(fields[0], fields[1], heard[1][0])
+                elif verb == Control.REAPED:
+                    self.decide(ev.WorkerReaped((fields[0], fields[1])))
+                elif verb == Control.HALTED:
+                    self.lifecycle.halted(self.fleet.links[fields[0]])
+                elif verb == Control.DRAIN:
+                    self._draining = True
+                    self._log.info("broker.draining", rows=self.scheduler.waiting_rows())
+        except EOFError:
+            self._stopped = True
+
+    def _new_worker(self, name: str, generation: int, fd: int) -> None:
+        link = self.fleet.links[name]
+        if link.bell is not None:
+            self._lost(link)  # its end of file is still unread
+        bell = Doorbell(socket.socket(fileno=fd), blocking=False)
+        self.fleet.attach(name, generation, bell)
+        self._poller.register(bell.fileno(), zmq.POLLIN)
+        link.ring(Bell.ATTACH, POOL_ARENA, self._arena.nbytes, fds=(self._arena.fd,))
+
+    def _idle(self) -> bool:
+        return not self.scheduler.waiting_rows() and not any(
+            self.scheduler.in_flight(name) for name in self.fleet.links
+        )
+
+    def _finish(self) -> None:
+        self._draining = False
+        self._stopped = True
+        self.tell(Control.DRAINED)
+
+    # -- time --------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        for client in self.clients.dead():
+            self._forget(client)
+        for link in self.fleet.links.values():
+            before = self._busy_before.get(link.name, 0.0)
+            link.busy_share = min(1.0, (link.busy - before) / TICK_SECONDS)
+            self._busy_before[link.name] = link.busy
+            if link.bell is not None and link.bell.waiting:
+                link.bell.flush()
+        for queue in self._resolver.closed:
+            self.decide(ev.QueueClosed(queue))
+        self._resolver.closed.clear()
+
+    def _bind(self, endpoints: tuple[str, ...]) -> zmq.Socket[bytes]:
+        sock = self._context.socket(zmq.ROUTER)
+        sock.setsockopt(zmq.LINGER, 500)
+        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.SNDHWM, 10000)
+        sock.setsockopt(zmq.RCVHWM, 10000)
+        sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        for endpoint in endpoints:
+            sock.bind(endpoint)
+        return sock
+
+    def close(self) -> None:
+        self._clients_socket.close()
+        self._admin_socket.close()
+        self._context.term()
+        self._arena.close()

@@ -1,0 +1,57 @@
+"""Counters and histograms, per model; times in microseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfpool.errors import Code
+from tfpool.telemetry.histogram import Histogram
+
+
+@dataclass(slots=True)
+class ModelMeter:
+    """``requests`` were answered well, ``errors`` counts the others by code; ``rows`` and ``batches`` have run."""
+
+    requests: int = 0
+    rows: int = 0
+    batches: int = 0
+    retries: int = 0
+    errors: dict[int, int] = field(default_factory=dict)
+    queue_us: Histogram = field(default_factory=Histogram)
+    run_us: Histogram = field(default_factory=Histogram)
+    batch_rows: Histogram = field(default_factory=Histogram)
+
+    def failed(self, code: int, count: int) -> None:
+        self.errors[code] = self.errors.get(code, 0) + count
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "rows": self.rows,
+            "batches": self.batches,
+            "retries": self.retries,
+            "errors": {Code(code).name: count for code, count in sorted(self.errors.items())},
+            "queue_us": self.queue_us.snapshot(),
+            "run_us": self.run_us.snapshot(),
+            "batch_rows": self.batch_rows.snapshot(),
+        }
+
+
+class Meters:
+    """All that ``stats`` shows."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelMeter] = {}
+        self.malformed = 0
+        self.unroutable = 0
+        self.messages = 0
+
+    def model(self, name: str) -> ModelMeter:
+        found = self.models.get(name)
+        if found is None:
+            found = self.models[name] = ModelMeter()
+        return found
+
+    def drop(self, name: str) -> None:
+        self.models.pop(name, None)

@@ -1,0 +1,424 @@
+"""The client's core: requests in, frames out; frames in, replies resolved. It opens no socket and reads no clock.
+
+Requests wait in an outbox until the driver flushes it; those next to each other that agree on key, rows, priority and
+(to a millisecond) deadline leave as one group. Any thread may submit; one thread at a time flushes and receives.
+
+Large tensors may be handed over by reference: ``store`` is then given the array and answers with the regions of this
+client's arena that hold it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from tfpool.client.reply import Reply
+from tfpool.errors import Cancelled, DeadlineExceeded, InvalidArgument, TfpoolError, from_code
+from tfpool.shm.layout import Lease
+from tfpool.types import ITEM_BYTES, DType, dtype_of
+from tfpool.wire import messages
+from tfpool.wire.keys import OutputKey, RequestKey, Tensor, pack_request_key, unpack_output_key
+from tfpool.wire.messages import Answer, Group, Region, Verb
+from tfpool.wire.tensors import Array, Buffer, as_tensor, take_array, to_buffers
+
+GRACE_SECONDS = 0.05
+MAX_IN_GROUP = 4096
+_SAME_DEADLINE = 0.001
+_KEYS_KEPT = 8192
+
+
+class Entry:
+    """What a request key leads to: its packed form, and the output bytes a row that were seen last."""
+
+    __slots__ = ("dense", "key", "out_row_bytes", "packed")
+
+    def __init__(self, key: RequestKey) -> None:
+        self.key = key
+        self.packed = pack_request_key(key)
+        self.dense = all(t.dtype != DType.STRING for t in key.inputs)
+        self.out_row_bytes = 0
+
+
+class Store(Protocol):
+    """Memory that is shared with the broker, for large tensors."""
+
+    def put(self, buffers: list[Buffer], reply_bytes: int) -> tuple[list[Region], Region | None, list[Lease]] | None:
+        """Copy tensors in, and keep room for outputs, whose lease then comes last; None where there is no room."""
+
+    def take(self, region: Region, lease: Lease) -> Buffer:
+        """The outputs in a region; the lease lasts while somebody uses them."""
+
+    def free(self, leases: Iterable[Lease]) -> None:
+        """End leases."""
+
+
+class Core:
+    """One connection's requests. ``wait`` is what a reply calls when somebody waits for it."""
+
+    def __init__(self, wait: Callable[[Reply, float | None], None], crossover: int) -> None:
+        self._wait = wait
+        self._store: Store | None = None
+        self._crossover = crossover
+        self._entries: dict[Any, Entry] = {}
+        self._output_keys: dict[bytes, OutputKey] = {}
+        self._outbox: deque[Reply] = deque()
+        self._notes: deque[list[Buffer]] = deque()
+        self._sent: dict[int, Reply] = {}
+        self._calls: dict[int, Reply] = {}
+        self._next_id = 0
+        self._next_expiry = float("inf")
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits to leave, or for an answer."""
+        return bool(self._outbox or self._notes or self._sent or self._calls)
+
+    def attach(self, store: Store | None) -> None:
+        """Use this memory for large tensors from now on."""
+        self._store = store
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        model: str,
+        inputs: Any,
+        deadline: float,
+        version: int = 0,
+        label: str = "",
+        signature: str = "",
+        rows: bool = True,
+        priority: int = 0,
+    ) -> Reply:
+        """Queue one request; ``inputs`` is a mapping of arrays, or one array. ``deadline`` is monotonic seconds.
+
+        Raises InvalidArgument for what is no tensor.
+        """
+        if type(inputs) is np.ndarray and rows and inputs.ndim and inputs.dtype.kind in "fiu":
+            array = inputs if inputs.flags.c_contiguous else np.ascontiguousarray(inputs)
+            shape = array.shape
+            if shape[0]:
+                identity = (model, version, label, signature, array.dtype, shape[1:])
+                entry = self._entries.get(identity)
+                if entry is None:
+                    entry = self._entry(identity, model, version, label, signature, {"": array}, True)
+                nbytes = array.nbytes
+                data = array.tobytes() if nbytes < self._crossover else None
+                reply = Reply(entry, shape[0], deadline, priority, data, False, self._wait)
+                if data is None:
+                    self._place(reply, [array])
+                self._outbox.append(reply)
+                return reply
+        return self._submit(model, inputs, deadline, version, label, signature, rows, priority)
+
+    def _submit(
+        self,
+        model: str,
+        inputs: Any,
+        deadline: float,
+        version: int,
+        label: str,
+        signature: str,
+        rows: bool,
+        priority: int,
+    ) -> Reply:
+        named = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        arrays = {name: as_tensor(named[name], name) for name in sorted(named)}
+        if not rows:
+            arrays = {name: array[np.newaxis] for name, array in arrays.items()}
+        leading = {array.shape[:1] for array in arrays.values()}
+        by_rows = len(leading) == 1 and bool(count := next(iter(leading))) and count[0] > 0
+        parts = tuple((n, a.dtype, a.shape[1:] if by_rows else a.shape) for n, a in arrays.items())
+        identity = (model, version, label, signature, parts, by_rows)
+        entry = self._entries.get(identity)
+        if entry is None:
+            entry = self._entry(identity, model, version, label, signature, arrays, by_rows)
+        tensors = list(arrays.values())
+        count = tensors[0].shape[0] if by_rows else 0
+        buffers = [buffer for name, array in arrays.items() for buffer in to_buffers(array, name)]
+        large = entry.dense and sum(map(len, buffers)) >= self._crossover
+        reply = Reply(entry, count, deadline, priority, None, not rows, self._wait)
+        if large:
+            self._place(reply, tensors)
+        else:
+            reply.buffers = [bytes(buffer) for buffer in buffers]
+        self._outbox.append(reply)
+        return reply
+
+    def _entry(
+        self,
+        identity: Any,
+        model: str,
+        version: int,
+        label: str,
+        signature: str,
+        arrays: Mapping[str, Array],
+        by_rows: bool,
+    ) -> Entry:
+        for what, value, kind in (("model", model, str), ("label", label, str), ("signature", signature, str)):
+            if not isinstance(value, kind):
+                raise InvalidArgument(f"{what}: got {type(value).__name__}, expected {kind.__name__}")
+        if type(version) is not int or version < 0:
+            raise InvalidArgument(f"version: got {version!r}, expected a whole number")
+        tensors = tuple(
+            Tensor(name, int(dtype_of(array.dtype)), tuple(array.shape[1:] if by_rows else array.shape))
+            for name, array in arrays.items()
+        )
+        if len(self._entries) >= _KEYS_KEPT:
+            self._entries.clear()
+        entry = self._entries[identity] = Entry(RequestKey(model, version, label, signature, tensors, by_rows))
+        return entry
+
+    def _place(self, reply: Reply, arrays: list[Array]) -> None:
+        """Put large tensors where the broker can reach them, with room for the outputs; where that is full, or the
+        broker is on another host, copy them for the way through the socket. The caller may change its arrays."""
+        buffers = [buffer for array in arrays for buffer in to_buffers(array)]
+        if self._store is not None:
+            wanted = reply.entry.out_row_bytes * max(1, reply.rows)
+            placed = self._store.put(buffers, wanted if wanted >= self._crossover else 0)
+            if placed is not None:
+                regions, room, leases = placed
+                reply.regions = (regions, room)
+                reply.leases = tuple(leases)
+                return
+        reply.buffers = [bytes(buffer) for buffer in buffers]
+
+    def call(self, method: str, arguments: dict[str, Any], deadline: float) -> Reply:
+        """Queue a call of the control plane."""
+        reply = Reply(None, 0, deadline, 0, (method, arguments), False, self._wait)
+        self._outbox.append(reply)
+        return reply
+
+    def note(self, verb: Verb, body: object) -> None:
+        """Queue a message that is not answered one to one."""
+        self._notes.append([messages.encode(verb, body)])
+
+    def withdraw(self, reply: Reply) -> None:
+        """Tell the broker that a cancelled reply is not wanted; its leases stand until the final answer."""
+        if reply.id >= 0 and reply.id in self._sent:
+            self.note(Verb.CANCEL, [[reply.id, 1]])
+
+    # -- frames out --------------------------------------------------------------------------------------------
+
+    def flush(self, now: float) -> list[list[Buffer]]:
+        """The messages that are to be sent now."""
+        out: list[list[Buffer]] = []
+        notes, outbox = self._notes, self._outbox
+        while notes:
+            out.append(notes.popleft())
+        groups: list[tuple[Any, ...]] = []
+        frames: list[Buffer] = []
+        batch: list[Reply] = []
+        while outbox:
+            reply = outbox.popleft()
+            if reply._state != "PENDING":
+                self._release(reply)
+                continue
+            if reply.deadline < self._next_expiry:
+                self._next_expiry = reply.deadline
+            if reply.entry is None:
+                out.append(self._call_frames(reply, now))
+                continue
+            if batch:
+                head = batch[0]
+                if (
+                    reply.entry is not head.entry
+                    or reply.rows != head.rows
+                    or not head.rows
+                    or reply.regions is not None
+                    or head.regions is not None
+                    or reply.priority != head.priority
+                    or not -_SAME_DEADLINE < reply.deadline - head.deadline < _SAME_DEADLINE
+                    or len(batch) >= MAX_IN_GROUP
+                ):
+                    groups.append(self._group(batch, frames, now))
+                    batch = []
+            batch.append(reply)
+            if len(groups) >= messages.MAX_GROUPS - 1 or len(frames) >= messages.MAX_FRAMES - 4096:
+                groups.append(self._group(batch, frames, now))
+                out.append([messages.encode(Verb.PREDICT, groups), *frames])
+                groups, frames, batch = [], [], []
+        if batch:
+            groups.append(self._group(batch, frames, now))
+        if groups:
+            out.append([messages.encode(Verb.PREDICT, groups), *frames])
+        return out
+
+    def _group(self, batch: list[Reply], frames: list[Buffer], now: float) -> Group:
+        head = batch[0]
+        first = self._next_id
+        self._next_id = following = first + len(batch)
+        sent = self._sent
+        for number, reply in zip(range(first, following), batch, strict=True):
+            reply.id = number
+            sent[number] = reply
+        budget = min(max(0, int((head.deadline - now) * 1000) + 1), messages.MAX_BUDGET_MS)
+        regions = reply_region = None
+        if head.regions is not None:
+            regions, reply_region = head.regions
+        elif type(head.buffers) is list:
+            if len(batch) == 1:
+                frames.extend(head.buffers)
+            else:
+                frames.extend(b"".join(column) for column in zip(*(r.buffers for r in batch), strict=True))
+        else:
+            frames.append(head.buffers if len(batch) == 1 else b"".join([r.buffers for r in batch]))
+        return Group(head.entry.packed, first, len(batch), head.rows, budget, head.priority, regions, reply_region)
+
+    def _call_frames(self, reply: Reply, now: float) -> list[Buffer]:
+        method, arguments = reply.buffers
+        reply.id = self._next_id
+        self._next_id += 1
+        self._calls[reply.id] = reply
+        budget = min(max(0, int((reply.deadline - now) * 1000)), messages.MAX_BUDGET_MS)
+        return [messages.encode(Verb.CALL, [reply.id, method, arguments, budget])]
+
+    # -- frames in ---------------------------------------------------------------------------------------------
+
+    def receive(self, frames: list[bytes]) -> bool | None:
+        """Resolve what a message answers. A WELCOME returns whether the arena was accepted, others None."""
+        verb, body = messages.decode(frames[0])
+        if verb == Verb.ANSWER:
+            self._answer(messages.decode_answer(body), frames)
+        elif verb == Verb.ERROR:
+            failure = messages.decode_error(body)
+            for first, count in failure.pieces:
+                for number in range(first, first + count):
+                    reply = self._sent.pop(number, None) or self._calls.pop(number, None)
+                    if reply is not None:
+                        self._release(reply)
+                        reply.resolve(None, from_code(failure.code, failure.message))
+        elif verb == Verb.RESULT:
+            reply = self._calls.pop(body[0], None)
+            if reply is not None:
+                reply.resolve(body[1])
+        elif verb == Verb.WELCOME:
+            return bool(body[0])
+        return None
+
+    def _answer(self, answer: Answer, frames: list[bytes]) -> None:
+        spec, pieces, timing, regions = answer
+        key = self._output_keys.get(spec)
+        if key is None:
+            if len(self._output_keys) >= _KEYS_KEPT:
+                self._output_keys.clear()
+            key = self._output_keys[spec] = unpack_output_key(spec)
+        if regions is not None:
+            self._by_reference(key, pieces[0].first, regions, timing)
+            return
+        rows = sum(piece.count * piece.rows for piece in pieces)
+        blocks: list[tuple[str, Array]] = []
+        at = 1
+        for name, dtype, inner in key.outputs:
+            shape = (rows, *inner) if key.by_rows else inner
+            many = 2 if dtype == DType.STRING else 1
+            buffers: list[Buffer] = [*frames[at : at + many]] if many == 2 else [bytearray(frames[at])]
+            blocks.append((name, take_array(dtype, shape, buffers)))
+            at += many
+        if not key.by_rows:
+            self._finish(pieces[0].first, dict(blocks), timing)
+            return
+        self._learn(pieces[0].first, key)
+        sent = self._sent
+        begin = 0
+        single = blocks[0] if len(blocks) == 1 else None
+        for first, count, each in pieces:
+            for number in range(first, first + count):
+                reply = sent.pop(number, None)
+                end = begin + each
+                if reply is not None:
+                    if reply.leases:
+                        self._release(reply)
+                    if single is not None:
+                        outputs = {single[0]: single[1][begin:end]}
+                    else:
+                        outputs = {name: block[begin:end] for name, block in blocks}
+                    if reply.squeeze:
+                        outputs = {name: value[0] for name, value in outputs.items()}
+                    reply.timing = timing
+                    reply.resolve(outputs)
+                begin = end
+
+    def _finish(self, number: int, outputs: dict[str, Array], timing: tuple[int, int, int]) -> None:
+        reply = self._sent.pop(number, None)
+        if reply is not None:
+            self._release(reply)
+            if reply.squeeze:
+                outputs = {name: v[0] if v.ndim and v.shape[0] == 1 else v for name, v in outputs.items()}
+            reply.timing = timing
+            reply.resolve(outputs)
+
+    def _learn(self, number: int, key: OutputKey) -> None:
+        reply = self._sent.get(number)
+        if reply is not None and reply.entry is not None:
+            size = 0
+            for _, dtype, inner in key.outputs:
+                size += int(np.prod(inner, dtype=np.int64)) * ITEM_BYTES[DType(dtype)] + 64
+            reply.entry.out_row_bytes = max(reply.entry.out_row_bytes, size)
+
+    def _by_reference(
+        self, key: OutputKey, number: int, regions: tuple[Region, ...], timing: tuple[int, int, int]
+    ) -> None:
+        reply = self._sent.pop(number, None)
+        if reply is None or self._store is None:
+            return
+        *inputs, room = reply.leases
+        reply.leases = ()
+        self._store.free(inputs)
+        outputs: dict[str, Array] = {}
+        at = 0
+        for name, dtype, inner in key.outputs:
+            shape = (reply.rows, *inner) if key.by_rows else inner
+            many = 2 if dtype == DType.STRING else 1
+            buffers = [self._store.take(region, room) for region in regions[at : at + many]]
+            outputs[name] = take_array(dtype, shape, buffers)
+            at += many
+        self._store.free([room])
+        if reply.squeeze:
+            outputs = {name: value[0] for name, value in outputs.items()}
+        reply.timing = timing
+        reply.resolve(outputs)
+
+    def _release(self, reply: Reply) -> None:
+        if reply.leases and self._store is not None:
+            self._store.free(reply.leases)
+            reply.leases = ()
+
+    # -- time and loss -----------------------------------------------------------------------------------------
+
+    def next_expiry(self) -> float:
+        """When :meth:`expire` has something to do at the latest (monotonic seconds)."""
+        return self._next_expiry + GRACE_SECONDS
+
+    def expire(self, now: float) -> None:
+        """Fail what has had no answer at its deadline. The broker is still owed the leases it may be using."""
+        late = now - GRACE_SECONDS
+        following = float("inf")
+        for table in (self._sent, self._calls):
+            for reply in list(table.values()):
+                if reply._state != "PENDING":
+                    continue
+                if reply.deadline <= late:
+                    if table is self._calls:
+                        table.pop(reply.id, None)
+                    reply.resolve(None, DeadlineExceeded("no answer before the deadline"))
+                elif reply.deadline < following:
+                    following = reply.deadline
+        self._next_expiry = following
+
+    def lost(self, error: TfpoolError) -> None:
+        """The connection is gone, and with it every answer that was due."""
+        for table in (self._sent, self._calls):
+            while table:
+                _, reply = table.popitem()
+                reply.leases = ()
+                reply.resolve(None, error)
+
+    def close(self) -> None:
+        """Fail everything that is left."""
+        while self._outbox:
+            self._outbox.popleft().resolve(None, Cancelled("the client was closed"))
+        self.lost(Cancelled("the client was closed"))

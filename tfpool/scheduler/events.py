@@ -1,0 +1,147 @@
+"""The scheduler's vocabulary: every event it understands and every action it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from tfpool.errors import TfpoolError
+from tfpool.scheduler.work import Batch, BatchId, QueueSpec, Segment, WorkerName
+from tfpool.types import ModelKey
+
+
+class Submit(NamedTuple):
+    """Requests have arrived, checked and resolved to a queue."""
+
+    spec: QueueSpec
+    segment: Segment
+
+
+class Cancel(NamedTuple):
+    """A client no longer wants these ids (first, count)."""
+
+    client: bytes
+    ranges: list[tuple[int, int]]
+
+
+class ClientGone(NamedTuple):
+    """Nobody will hear the answers of this client."""
+
+    client: bytes
+
+
+class WorkerJoined(NamedTuple):
+    """A worker is ready for batches; ``holder`` tells this life of it from others."""
+
+    worker: WorkerName
+    holder: Hashable
+
+
+class WorkerLost(NamedTuple):
+    """A worker died. Its bytes stay quarantined until :class:`WorkerReaped`."""
+
+    worker: WorkerName
+    why: str
+
+
+class WorkerReaped(NamedTuple):
+    """The dead worker's process is gone; nothing writes to its bytes any more."""
+
+    holder: Hashable
+
+
+class Drain(NamedTuple):
+    """Give this worker no further batch, or do again."""
+
+    worker: WorkerName
+    draining: bool
+
+
+class Routed(NamedTuple):
+    """A worker serves a servable from now on."""
+
+    servable: ModelKey
+    worker: WorkerName
+
+
+class Unrouted(NamedTuple):
+    """A worker gets no further batch of a servable."""
+
+    servable: ModelKey
+    worker: WorkerName
+
+
+class ServableGone(NamedTuple):
+    """Nobody will serve this again: what waits is refused with ``error``."""
+
+    servable: ModelKey
+    error: TfpoolError
+
+
+class QueueClosed(NamedTuple):
+    """The broker forgets a queue; the scheduler does when it is empty."""
+
+    id: int
+
+
+class Completed(NamedTuple):
+    """A worker ran a batch: ``run`` seconds, ``out_bytes`` of outputs in all."""
+
+    worker: WorkerName
+    batch: BatchId
+    run: float
+    out_bytes: int
+
+
+class Broken(NamedTuple):
+    """A worker could not run a batch."""
+
+    worker: WorkerName
+    batch: BatchId
+    run: float
+    error: TfpoolError
+
+
+class Turn(NamedTuple):
+    """All that was waiting has been handled: expire, then dispatch."""
+
+
+Event = (
+    Submit
+    | Cancel
+    | ClientGone
+    | WorkerJoined
+    | WorkerLost
+    | WorkerReaped
+    | Drain
+    | Routed
+    | Unrouted
+    | ServableGone
+    | QueueClosed
+    | Completed
+    | Broken
+    | Turn
+)
+
+
+class Dispatch(NamedTuple):
+    """Gather the batch's rows into its lease and ring its worker."""
+
+    batch: Batch
+
+
+class Deliver(NamedTuple):
+    """Copy the outputs of a batch out and answer its clients, before the next action."""
+
+    batch: Batch
+
+
+class Refuse(NamedTuple):
+    """Answer these requests with an error."""
+
+    spec: QueueSpec
+    segments: list[Segment]
+    error: TfpoolError
+
+
+Action = Dispatch | Deliver | Refuse

@@ -1,0 +1,88 @@
+"""Fair turns between models on one worker, in worker time.
+
+Start-time fair queueing (Goyal, Vin and Cheng, 1996): a model that begins to wait gets a tag, the later of the
+worker's virtual time and the end of what the model has had; the smallest tag goes next; a batch moves its model's
+tag on by its worker seconds over the model's weight. What a batch will cost is estimated when it starts and settled
+when it ends. Over time each waiting model gets its weight's share of the worker's seconds.
+
+It shares like deficit round robin, but debts outlive an empty queue: the models of clients that keep a few requests
+in flight have empty queues after every batch, and round robin would forget each time what the last batch cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+
+class Turns:
+    """The models that wait for one worker."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, str]] = []
+        self._waiting: dict[str, float] = {}
+        self._finish: dict[str, float] = {}
+        self._virtual = 0.0
+        self._sequence = 0
+
+    def __contains__(self, model: str) -> bool:
+        return model in self._waiting
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def join(self, model: str) -> None:
+        """A model begins to wait."""
+        if model not in self._waiting:
+            self._tag(model, max(self._virtual, self._finish.get(model, 0.0)))
+
+    def leave(self, model: str) -> None:
+        """A model has nothing waiting here."""
+        self._waiting.pop(model, None)
+        if self._finish.get(model, 0.0) <= self._virtual:
+            self._finish.pop(model, None)
+
+    def pick(self, ready: Callable[[str], bool], first_only: bool) -> str | None:
+        """The model whose turn it is: the first in order, or the first in order that is ``ready``."""
+        heap, waiting = self._heap, self._waiting
+        passed: list[tuple[float, int, str]] = []
+        found = None
+        while heap:
+            entry = heap[0]
+            model = entry[2]
+            if waiting.get(model) != entry[0]:
+                heappop(heap)
+                continue
+            if ready(model):
+                found = model
+                break
+            if first_only:
+                break
+            passed.append(heappop(heap))
+        for entry in passed:
+            heappush(heap, entry)
+        return found
+
+    def start(self, model: str, seconds: float) -> None:
+        """A batch of ``model`` starts, thought to cost ``seconds`` (already over the weight)."""
+        tag = self._waiting.get(model)
+        if tag is None:
+            tag = max(self._virtual, self._finish.get(model, 0.0))
+        self._virtual = max(self._virtual, tag)
+        self._finish[model] = tag + seconds
+        if model in self._waiting:
+            self._tag(model, tag + seconds)
+
+    def settle(self, model: str, seconds: float) -> None:
+        """The batch cost this much more (or less) than was thought."""
+        finish = self._finish.get(model)
+        if finish is None:
+            return
+        self._finish[model] = finish + seconds
+        if model in self._waiting:
+            self._tag(model, self._waiting[model] + seconds)
+
+    def _tag(self, model: str, tag: float) -> None:
+        self._waiting[model] = tag
+        self._sequence += 1
+        heappush(self._heap, (tag, self._sequence, model))

@@ -1,0 +1,161 @@
+"""How large a batch is, and where its tensors lie in its lease.
+
+::
+
+    lease
+    | input 0 rows | input 1 lengths | input 1 payload | ... |  outputs ...                |
+      each part 64-byte aligned                                  to the end of the block
+
+Outputs get the bytes that earlier batches of the queue needed; a worker whose outputs do not fit sends them in
+memory of its own.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from tfpool.scheduler.work import Batch, BatchId, InputPlace, Queue, QueueSpec, Segment, WorkerName
+from tfpool.shm.layout import Layout, Lease, align
+from tfpool.types import ModelKey
+
+COPY_BYTES_PER_SECOND = 8e9
+GATHER_WORTH = 4.0
+_SMOOTHING = 0.2
+
+
+class Estimates:
+    """What runs have cost so far, per servable and signature: seconds a batch, output bytes a row."""
+
+    def __init__(self) -> None:
+        self._run: dict[tuple[ModelKey, int], float] = {}
+        self._out: dict[tuple[ModelKey, int], int] = {}
+
+    def run(self, spec: QueueSpec) -> float:
+        """Seconds that a batch takes, as far as is known."""
+        return self._run.get((spec.servable, spec.signature), 0.0)
+
+    def out_row_bytes(self, spec: QueueSpec) -> int:
+        return self._out.get((spec.servable, spec.signature), 0)
+
+    def learn(self, batch: Batch, seconds: float, out_bytes: int) -> None:
+        """Take in one run; ``out_bytes`` are its outputs' bytes, alignment included."""
+        key = (batch.spec.servable, batch.spec.signature)
+        old = self._run.get(key)
+        self._run[key] = seconds if old is None else old + _SMOOTHING * (seconds - old)
+        row_bytes = ceil(out_bytes / batch.padded)
+        if row_bytes > batch.queue.out_row_bytes:
+            batch.queue.out_row_bytes = self._out[key] = row_bytes
+
+    def forget(self, servable: ModelKey) -> None:
+        for table in (self._run, self._out):
+            for key in [key for key in table if key[0] == servable]:
+                del table[key]
+
+
+def batches(spec: QueueSpec) -> bool:
+    """Whether requests of this queue may share a run."""
+    return spec.by_rows and spec.batchable
+
+
+def in_place(queue: Queue, run_seconds: float) -> bool:
+    """Whether the head runs alone on its client's own memory.
+
+    So it does when it is all there is, or when a batch could not save what gathering it would cost: the model's
+    run is short beside the copy.
+    """
+    head = queue.segments[0]
+    if head.regions is None or head.join is not None:
+        return False
+    if not batches(queue.spec):
+        return True
+    if queue.spec.policy.sizes and head.rows not in queue.spec.policy.sizes:
+        return False
+    if queue.rows <= head.rows:
+        return True
+    nbytes = sum(region.nbytes for region in head.regions)
+    return run_seconds < GATHER_WORTH * nbytes / COPY_BYTES_PER_SECOND
+
+
+def batch_rows(queue: Queue, sharers: int) -> int:
+    """Rows that the next batch may take: what waits, at most the cap, shared with the other idle workers."""
+    policy, head = queue.spec.policy, queue.segments[0]
+    if not batches(queue.spec):
+        return head.rows
+    rows = min(-(-queue.rows // sharers), policy.max_rows)
+    if head.limit:
+        rows = min(rows, head.limit)
+    if policy.sizes and not policy.pad:
+        rows = max((size for size in policy.sizes if size <= rows), default=rows)
+    return max(rows, head.rows)
+
+
+def padded_rows(queue: Queue, rows: int) -> int:
+    """The rows that the tensors of a batch of ``rows`` have: the next allowed size."""
+    policy = queue.spec.policy
+    if policy.sizes and policy.pad and batches(queue.spec):
+        return next((size for size in policy.sizes if size >= rows), rows)
+    return rows
+
+
+def input_bytes(queue: Queue, rows: int) -> int:
+    """Bytes of a lease that the inputs of the next ``rows`` rows need; text counts as all that waits."""
+    spec = queue.spec
+    times = padded_rows(queue, rows) if spec.by_rows else 1
+    total = 0
+    for i, item in enumerate(spec.inputs):
+        total += align(item.row_bytes * times)
+        if item.text:
+            total += align(text_bytes(queue, i, rows))
+    return total
+
+
+def text_bytes(queue: Queue, index: int, rows: int) -> int:
+    """Payload bytes of one text input in the next ``rows`` rows."""
+    which = sum(1 for item in queue.spec.inputs[:index] if item.text)
+    total = 0
+    for segment in queue.segments:
+        count = min(segment.count, max(1, rows // segment.rows))
+        begin, end = payload_range(segment, which, count)
+        total += end - begin
+        rows -= count * segment.rows
+        if rows <= 0:
+            break
+    return total
+
+
+def payload_range(segment: Segment, which: int, count: int) -> tuple[int, int]:
+    """Begin and end of the payload of a segment's first ``count`` requests in its text buffer ``which``."""
+    ends, first = segment.payload[which], segment.start * segment.rows
+    last = first + count * segment.rows
+    return (ends[first - 1] if first else 0), ends[last - 1]
+
+
+def output_bytes(queue: Queue, rows: int) -> int:
+    """Bytes that the outputs of a batch are thought to need."""
+    return align(queue.out_row_bytes * (padded_rows(queue, rows) if queue.spec.by_rows else 1))
+
+
+def plan(
+    batch_id: BatchId, queue: Queue, worker: WorkerName, pieces: list[Segment], lease: Lease | None, alone: bool, now: float
+) -> Batch:
+    """Lay a batch out in its lease. ``alone``: the inputs stay where they are, the lease is for outputs only."""
+    spec = queue.spec
+    rows = sum(p.count * p.rows for p in pieces)
+    padded = padded_rows(queue, rows)
+    times = padded if spec.by_rows else 1
+    places: list[InputPlace] = []
+    offset = lease.offset if lease else 0
+    text = 0
+    for item in () if alone else spec.inputs:
+        start = offset
+        offset += align(item.row_bytes * times)
+        payload, nbytes = offset, 0
+        if item.text:
+            for piece in pieces:
+                begin, end = payload_range(piece, text, piece.count)
+                nbytes += end - begin
+            text += 1
+            offset += align(nbytes)
+        places.append(InputPlace(start, payload, nbytes))
+    room = lease.offset + lease.nbytes - offset if lease else 0
+    return Batch(batch_id, queue, worker, pieces, rows, padded, lease, alone, tuple(places), offset, room, now)

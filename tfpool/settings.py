@@ -1,0 +1,271 @@
+"""Frozen settings, and the small readings they need: sizes, endpoints, CPUs.
+
+Sizes are bytes, times are in the unit their name ends with. ``tfpool.config`` reads settings from TOML and from a
+command line; everything below the supervisor is handed them and reads no file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from ipaddress import ip_address
+
+from tfpool.errors import InvalidArgument
+
+VersionPolicy = str | tuple[int, ...]
+"""``latest``, ``latest:N``, ``all``, or the versions themselves."""
+
+MAX_IPC_BYTES = 107
+MAX_SIZE = 1 << 60
+_UNITS = {"": 1, "b": 1} | {
+    name: base**power
+    for power, letter in enumerate("kmgt", 1)
+    for name, base in ((f"{letter}b", 1000), (f"{letter}ib", 1024))
+}
+_SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,9})?)\s*([a-z]*)", re.ASCII)
+_TCP = re.compile(r"tcp://(\[[0-9a-fA-F:.]+\]|[^\s\[\]:/@]+):(\d{1,5})", re.ASCII)
+_MODEL_NAME = re.compile(r"[^\s:/=\x00-\x1f\x7f]{1,512}")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingSettings:
+    """How the requests of one model share batches.
+
+    ``allowed_batch_sizes`` (increasing; empty: any) are the sizes that are run, ``pad`` fills a batch up to the next
+    of them. A batch waits at most ``max_wait_ms`` for company, and only while every worker is busy.
+    """
+
+    max_batch_size: int = 64
+    max_wait_ms: float = 0.0
+    allowed_batch_sizes: tuple[int, ...] = ()
+    max_queue_rows: int = 16384
+    pad: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """One model: where its versions lie and how they are served.
+
+    ``replicas`` is (least, most) workers that hold it. ``stateful`` names signatures that are never run twice;
+    ``pin`` names the only workers that may hold the model (empty: any). ``slo_ms`` is the latency that a batch
+    must keep, ``priority`` goes before ``weight``, which is the share of worker time among equals.
+    """
+
+    name: str
+    base_path: str
+    version_policy: VersionPolicy = "latest"
+    labels: tuple[tuple[str, int], ...] = ()
+    preload: bool = True
+    replicas: tuple[int, int] = (1, 1)
+    batching: BatchingSettings = BatchingSettings()
+    slo_ms: float | None = None
+    priority: int = 0
+    weight: float = 1.0
+    stateful: tuple[str, ...] = ()
+    pin: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """One worker process: ``device`` is ``cpu`` or ``gpu:N``, ``cpus`` where it is pinned, ``memory`` its budget."""
+
+    name: str
+    device: str = "cpu"
+    cpus: tuple[int, ...] = ()
+    threads: int = 0
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the broker listens, and the log."""
+
+    listen: tuple[str, ...]
+    admin_listen: str
+    insecure: bool = False
+    log_level: str = "info"
+    log_format: str = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """The pool as a whole; ``None`` leaves the choice to :func:`resolve_workers`."""
+
+    workers: int | None = None
+    threads_per_worker: int | None = None
+    memory_budget: int | None = None
+    shm_budget: int = 128 << 20
+    load_concurrency: int = 1
+    start_method: str = "fork"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a pool is started with."""
+
+    server: ServerSettings
+    pool: PoolSettings
+    workers: tuple[WorkerSettings, ...]
+    batching: BatchingSettings = BatchingSettings()
+    models: tuple[ModelSettings, ...] = ()
+
+
+def parse_size(value: object) -> int:
+    """Bytes of ``512MiB``, ``8GiB``, ``1.5GB`` or a whole number of bytes.
+
+    Raises InvalidArgument for anything else, and for more than 1 EiB.
+    """
+    size = -1
+    if type(value) is int:
+        size = value
+    elif isinstance(value, str):
+        found = _SIZE.fullmatch(value.strip().lower())
+        if found and found[2] in _UNITS:
+            size = int(Decimal(found[1]) * _UNITS[found[2]])
+    if not 0 <= size <= MAX_SIZE:
+        raise InvalidArgument(f"got {str(value)[:40]!r}, expected a size such as '512MiB', '1.5GB' or whole bytes")
+    return size
+
+
+def check_version_policy(value: object) -> VersionPolicy:
+    """A version policy as it may stand in settings. Raises InvalidArgument."""
+    if isinstance(value, str) and (value in ("latest", "all") or re.fullmatch(r"latest:[1-9]\d{0,5}", value, re.ASCII)):
+        return value
+    if isinstance(value, list | tuple) and value and all(type(v) is int and 0 < v < 1 << 63 for v in value):
+        return tuple(sorted(set(value)))
+    raise InvalidArgument(f"got {str(value)[:40]!r}, expected 'latest', 'latest:N', 'all' or a list of versions from 1")
+
+
+def check_model_name(value: object) -> str:
+    """A model's name: without ``:``, ``/``, ``=`` and blanks, which separate it elsewhere. Raises InvalidArgument."""
+    if isinstance(value, str) and _MODEL_NAME.fullmatch(value):
+        return value
+    raise InvalidArgument(f"got {str(value)[:40]!r}, expected 1 to 512 characters without ':', '/', '=' and blanks")
+
+
+def default_directory() -> str:
+    """The private directory of this user's default endpoints; it is not created here."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime):
+        return os.path.join(runtime, "tfpool")
+    return os.path.join(os.environ.get("TMPDIR") or "/tmp", f"tfpool-{os.getuid()}")
+
+
+def default_endpoint() -> str:
+    """Where clients reach the pool when nobody says otherwise."""
+    return normalize_endpoint(f"ipc://{default_directory()}/pool")
+
+
+def normalize_endpoint(text: str) -> str:
+    """``ipc://`` with an absolute path (``~`` and relative paths are resolved), or a checked ``tcp://HOST:PORT``.
+
+    Raises InvalidArgument for another scheme, a bad port, and a path longer than the kernel allows.
+    """
+    if text.startswith("ipc://") and len(text) > len("ipc://") and "\0" not in text:
+        path = os.path.abspath(os.path.expanduser(text.removeprefix("ipc://")))
+        size = len(os.fsencode(path))
+        if size > MAX_IPC_BYTES:
+            raise InvalidArgument(f"ipc path: got {size} bytes, expected at most {MAX_IPC_BYTES}: {path}")
+        return f"ipc://{path}"
+    found = _TCP.fullmatch(text)
+    if found and 0 < int(found[2]) < 65536:
+        return text
+    raise InvalidArgument(f"got {text[:200]!r}, expected ipc://PATH or tcp://HOST:PORT")
+
+
+def admin_endpoint_for(endpoint: str) -> str:
+    """The admin endpoint beside a normalized ipc endpoint.
+
+    Raises InvalidArgument for tcp, whose admin endpoint has to be said.
+    """
+    if not endpoint.startswith("ipc://"):
+        raise InvalidArgument(f"the admin endpoint of {endpoint} is not known; say it (--admin, or TFPOOL_ADMIN)")
+    return normalize_endpoint(f"{endpoint}-admin")
+
+
+def check_exposure(endpoint: str, insecure: bool) -> None:
+    """Raises InvalidArgument for a tcp endpoint that other hosts can reach, unless ``insecure``."""
+    found = _TCP.fullmatch(endpoint)
+    if not found or insecure:
+        return
+    host = found[1].strip("[]")
+    try:
+        loopback = ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise InvalidArgument(
+            f"{endpoint} can be reached from other hosts, without encryption or authentication; "
+            "listen on loopback, or pass --insecure (insecure = true) on a trusted network"
+        )
+
+
+def available_cpus() -> tuple[int, ...]:
+    """The CPUs this process may run on."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def usable_cpus(root: str = "/") -> tuple[int, ...]:
+    """As many of :func:`available_cpus` as the container's quota (cgroup v2 or v1) pays for; at least one."""
+    cpus = available_cpus()
+    return cpus[: max(1, int(min((*_quotas(root), float(len(cpus))))))]
+
+
+def _quotas(root: str) -> Iterable[float]:
+    """The CPU quotas of this process's cgroup and of those around it, in CPUs."""
+    v1 = os.path.join(root, "sys/fs/cgroup/cpu")
+    quota, period = _words(f"{v1}/cpu.cfs_quota_us"), _words(f"{v1}/cpu.cfs_period_us")
+    if quota and period and int(quota[0]) > 0:
+        yield int(quota[0]) / int(period[0])
+    own = next((w.removeprefix("0::/") for w in _words(os.path.join(root, "proc/self/cgroup")) if w[:4] == "0::/"), "")
+    parts = [part for part in own.split("/") if part and part != ".."]
+    for depth in range(len(parts) + 1):
+        words = _words(os.path.join(root, "sys/fs/cgroup", *parts[:depth], "cpu.max"))
+        if len(words) == 2 and words[0] != "max":
+            yield int(words[0]) / int(words[1])
+
+
+def _words(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def resolve_workers(
+    pool: PoolSettings, cpus: Sequence[int], by_hand: Sequence[WorkerSettings] = ()
+) -> tuple[WorkerSettings, ...]:
+    """The workers of a pool on ``cpus``: those ``by_hand`` completed, or as many as ``pool`` asks for.
+
+    Workers without CPUs divide those that nobody named; more workers than CPUs share them in turn. What is left of
+    the memory budget is divided likewise. Raises InvalidArgument when nothing is left of it.
+    """
+    count = pool.workers or min(len(cpus), max(2, -(-len(cpus) // 4)))
+    drafts = list(by_hand) or [WorkerSettings(f"cpu{i}") for i in range(count)]
+    taken = {cpu for draft in drafts for cpu in draft.cpus}
+    free = [cpu for cpu in cpus if cpu not in taken] or list(cpus)
+    shares = iter(_divide(free, sum(not draft.cpus for draft in drafts)))
+    memory: int | None = None
+    unbudgeted = sum(draft.memory is None for draft in drafts)
+    if pool.memory_budget is not None and unbudgeted:
+        memory = (pool.memory_budget - sum(draft.memory or 0 for draft in drafts)) // unbudgeted
+        if memory <= 0:
+            raise InvalidArgument(f"got {pool.memory_budget} bytes, expected more than the workers' own together")
+    workers = []
+    for draft in drafts:
+        own = draft.cpus or next(shares)
+        threads = draft.threads or pool.threads_per_worker or len(own)
+        budget = memory if draft.memory is None else draft.memory
+        workers.append(replace(draft, cpus=own, threads=threads, memory=budget))
+    return tuple(workers)
+
+
+def _divide(cpus: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """``count`` neighbouring shares that differ by at most one CPU; single CPUs in turn where there are too few."""
+    if count > len(cpus):
+        return [(cpus[i % len(cpus)],) for i in range(count)]
+    return [tuple(cpus[i * len(cpus) // count : (i + 1) * len(cpus) // count]) for i in range(count)]

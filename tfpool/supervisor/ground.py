@@ -1,0 +1,60 @@
+"""The ground a pool stands on: its private directory and its claim to the endpoints in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from contextlib import suppress
+
+from tfpool.errors import FailedPrecondition, PermissionDenied
+from tfpool.settings import ServerSettings, check_exposure, default_directory
+
+
+class Claim:
+    """Holds the lock files of a pool's ipc endpoints."""
+
+    def __init__(self, server: ServerSettings) -> None:
+        """Make the directories, and claim the endpoints.
+
+        Raises FailedPrecondition where another pool serves one of them, PermissionDenied where the directory is not
+        this user's alone, InvalidArgument for an endpoint that would be exposed.
+        """
+        self._locks: list[tuple[str, int]] = []
+        try:
+            for endpoint in (*server.listen, server.admin_listen):
+                check_exposure(endpoint, server.insecure)
+                if endpoint.startswith("ipc://"):
+                    self._claim(endpoint.removeprefix("ipc://"))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        for path, fd in self._locks:
+            with suppress(OSError):
+                os.unlink(path)
+            os.close(fd)
+        self._locks.clear()
+
+    def _claim(self, path: str) -> None:
+        directory = os.path.dirname(path)
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            found = os.stat(directory)
+        except OSError as error:
+            raise PermissionDenied(f"{directory}: {error.strerror}") from None
+        private = found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
+        if directory == default_directory() and not private:
+            raise PermissionDenied(f"{directory} belongs to another user or is open to others, expected mode 0700")
+        lock = path + ".lock"
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(fd, 32).decode(errors="replace").strip()
+            os.close(fd)
+            raise FailedPrecondition(f"another pool (pid {owner or 'unknown'}) serves ipc://{path}") from None
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self._locks.append((lock, fd))

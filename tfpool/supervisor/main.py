@@ -1,0 +1,346 @@
+"""The supervisor's story: start zygote, broker and workers; replace who dies; drain and end them all.
+
+It is small, runs one loop, and imports neither TensorFlow nor ZeroMQ. Signals only enqueue. Its children ask the
+kernel to be killed with it, so that nothing outlives it.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfpool.settings import Settings, WorkerSettings
+from tfpool.shm.doorbell import Doorbell
+from tfpool.supervisor import policy
+from tfpool.supervisor.ground import Claim
+from tfpool.telemetry import log
+from tfpool.wire.messages import Control, pack, unpack
+from tfpool.worker.boot import Boot, die_with_parent, name_process
+
+DRAIN_SECONDS = 8.0
+KILL_SECONDS = 1.0
+BOOT_FAILED = 3
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that should be running; ``due`` is when it is to be started (monotonic seconds), if it is not."""
+
+    name: str
+    settings: WorkerSettings | None = None
+    pid: int = 0
+    generation: int = 0
+    due: float | None = 0.0
+    history: policy.History = field(default_factory=policy.History)
+
+
+def serve(settings: Settings, watch: Watch | None = None, owner: int | None = None) -> int:
+    """Run a pool until a signal, a shutdown call or the end of file on ``owner``; the exit status.
+
+    ``watch`` is told of start-up progress. Raises a TfpoolError when the pool cannot start.
+    """
+    log.configure("supervisor", settings.server.log_level, settings.server.log_format)
+    claim = Claim(settings.server)
+    try:
+        return Supervisor(settings, watch, owner).run()
+    finally:
+        claim.release()
+
+
+class Supervisor:
+    """One pool's processes."""
+
+    def __init__(self, settings: Settings, watch: Watch | None, owner: int | None) -> None:
+        self._settings = settings
+        self._watch = watch
+        self._owner = owner
+        self._log = log.get("supervisor")
+        self._broker = Child("broker")
+        self._zygote = Child("zygote")
+        self._workers = {w.name: Child(w.name, w) for w in settings.workers}
+        self._broker_bell: Doorbell | None = None
+        self._zygote_bell: Doorbell | None = None
+        self._zygote_up = False
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._waker = socket.socketpair()
+        self._stopping: float | None = None
+        self._status = 0
+        self._drained = False
+
+    def run(self) -> int:
+        self._catch_signals()
+        try:
+            while not self._done():
+                self._start_due()
+                for key, _ in self._selector.select(self._patience()):
+                    key.data()
+                self._reap()
+        finally:
+            self._end()
+        return self._status
+
+    # -- starting ----------------------------------------------------------------------------------------------
+
+    def _start_due(self) -> None:
+        if self._stopping is not None:
+            return
+        now = time.monotonic()
+        for child in (self._zygote, self._broker):
+            if child.due is not None and child.due <= now:
+                self._start_core(child, now)
+        if self._zygote_up and self._broker_bell is not None:
+            for child in self._workers.values():
+                if child.due is not None and child.due <= now:
+                    self._start_worker(child, now)
+
+    def _start_core(self, child: Child, now: float) -> None:
+        mine, theirs = Doorbell.pair()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become(child, parent, mine, theirs)
+        theirs.close()
+        child.pid, child.due, child.history.started = pid, None, now
+        bell = Doorbell(mine, blocking=False)
+        if child is self._broker:
+            self._broker_bell = bell
+            self._selector.register(bell.fileno(), selectors.EVENT_READ, self._hear_broker)
+        else:
+            self._zygote_bell = bell
+            self._selector.register(bell.fileno(), selectors.EVENT_READ, self._hear_zygote)
+
+    def _become(self, child: Child, parent: int, mine: socket.socket, theirs: socket.socket) -> None:
+        """The child's side of the fork; does not return."""
+        status = BOOT_FAILED
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # the supervisor decides when to stop
+            die_with_parent(parent)
+            self._selector.close()
+            for end in (mine, self._wake, self._waker, self._broker_bell, self._zygote_bell):
+                if end is not None:
+                    end.close()
+            if self._owner is not None:
+                os.close(self._owner)
+            server = self._settings.server
+            if child is self._broker:
+                name_process("tfpool-broker")
+                from tfpool.broker import main as broker
+
+                broker.run(theirs, self._settings)
+            else:
+                from tfpool.supervisor import zygote
+
+                zygote.run(theirs, self._settings.pool.start_method, server.log_level, server.log_format)
+            status = 0
+        except BaseException as error:
+            self._log.error(f"{child.name}.failed", error=error)
+            if self._settings.server.log_level == "debug":
+                import traceback
+
+                traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def _start_worker(self, child: Child, now: float) -> None:
+        assert child.settings is not None
+        assert self._broker_bell is not None
+        assert self._zygote_bell is not None
+        settings, server = child.settings, self._settings.server
+        broker_end, worker_end = Doorbell.pair()
+        child.generation += 1
+        child.due, child.history.started = None, now
+        boot = Boot(
+            settings.name,
+            settings.device,
+            settings.cpus,
+            settings.threads,
+            settings.memory,
+            self._settings.pool.load_concurrency,
+            server.log_level,
+            server.log_format,
+        )
+        self._tell(self._broker_bell, Control.WORKER, child.name, child.generation, fds=(broker_end.fileno(),))
+        self._tell(self._zygote_bell, Control.FORK, child.generation, boot.to_fields(), fds=(worker_end.fileno(),))
+        broker_end.close()
+        worker_end.close()
+
+    # -- hearing -----------------------------------------------------------------------------------------------
+
+    def _hear_broker(self) -> None:
+        bell = self._broker_bell
+        try:
+            while bell is not None and (heard := bell.hear()) is not None:
+                verb, *fields = unpack(heard[0])
+                if verb == Control.PROGRESS and self._watch is not None:
+                    self._watch(fields[0])
+                elif verb == Control.SHUTDOWN:
+                    self._stop("asked to shut down")
+                elif verb == Control.DRAINED:
+                    self._drained = True
+                elif verb == Control.RECYCLE:
+                    self._log.info("worker.recycle", worker=fields[0])
+        except EOFError:
+            self._hang_up(bell)
+            self._broker_bell = None
+
+    def _hear_zygote(self) -> None:
+        bell = self._zygote_bell
+        try:
+            while bell is not None and (heard := bell.hear()) is not None:
+                verb, *fields = unpack(heard[0])
+                if verb == Control.UP:
+                    self._zygote_up = True
+                elif verb == Control.FORKED:
+                    self._workers[fields[0]].pid = fields[2]
+                elif verb == Control.EXITED:
+                    for child in self._workers.values():
+                        if child.pid == fields[0]:
+                            self._worker_ended(child, fields[1])
+        except EOFError:
+            self._hang_up(bell)
+            self._zygote_bell = None
+            self._zygote_up = False
+
+    def _hang_up(self, bell: Doorbell | None) -> None:
+        if bell is not None:
+            self._selector.unregister(bell.fileno())
+            bell.close()
+
+    def _worker_ended(self, child: Child, status: int) -> None:
+        now = time.monotonic()
+        self._log.warning("worker.ended", worker=child.name, pid=child.pid, status=policy.describe(status))
+        child.pid = 0
+        if self._broker_bell is not None:
+            self._tell(self._broker_bell, Control.REAPED, child.name, child.generation)
+        if self._stopping is not None:
+            return
+        decision = child.history.ended(status, now)
+        if isinstance(decision, policy.Halt):
+            self._log.error("worker.halted", worker=child.name, why=decision.why)
+            if self._broker_bell is not None:
+                self._tell(self._broker_bell, Control.HALTED, child.name)
+        else:
+            child.due = now + decision.delay
+
+    def _reap(self) -> None:
+        """Notice the ends of zygote and broker; the zygote reaps the workers."""
+        for child in (self._zygote, self._broker):
+            if not child.pid:
+                continue
+            with suppress(ChildProcessError):
+                pid, raw = os.waitpid(child.pid, os.WNOHANG)
+                if pid:
+                    child.pid = 0
+                    self._core_ended(child, os.waitstatus_to_exitcode(raw))
+
+    def _core_ended(self, child: Child, status: int) -> None:
+        if child is self._zygote:
+            self._hear_zygote()
+            for worker in self._workers.values():
+                if worker.pid:
+                    self._worker_ended(worker, 0)  # they were killed with it, through no fault of theirs
+        if self._stopping is not None:
+            return
+        self._log.error(f"{child.name}.ended", status=policy.describe(status))
+        decision = child.history.ended(status, time.monotonic())
+        if isinstance(decision, policy.Halt) or status == BOOT_FAILED:
+            self._status = 1
+            self._stop(f"the {child.name} cannot run")
+            return
+        child.due = time.monotonic() + decision.delay
+
+    # -- stopping ----------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        for end in (self._wake, self._waker):
+            end.setblocking(False)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, lambda number, frame: None)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._hear_signals)
+        if self._owner is not None:
+            self._selector.register(self._owner, selectors.EVENT_READ, self._owner_gone)
+
+    def _hear_signals(self) -> None:
+        with suppress(BlockingIOError):
+            for number in self._wake.recv(4096):
+                if number in (signal.SIGINT, signal.SIGTERM):
+                    self._stop(f"signal {signal.Signals(number).name}")
+
+    def _owner_gone(self) -> None:
+        assert self._owner is not None
+        self._selector.unregister(self._owner)
+        self._stop("its owner is gone")
+
+    def _stop(self, why: str) -> None:
+        """Begin to drain; asked a second time, end at once."""
+        if self._stopping is not None:
+            self._drained = True
+            return
+        self._log.info("pool.stopping", why=why)
+        self._stopping = time.monotonic()
+        if self._broker_bell is not None:
+            self._tell(self._broker_bell, Control.DRAIN)
+
+    def _done(self) -> bool:
+        if self._stopping is None:
+            return False
+        late = time.monotonic() - self._stopping >= DRAIN_SECONDS
+        return late or self._drained or self._broker_bell is None
+
+    def _patience(self) -> float | None:
+        now = time.monotonic()
+        if self._stopping is not None:
+            return max(0.0, self._stopping + DRAIN_SECONDS - now)
+        children = [self._zygote, self._broker, *self._workers.values()]
+        dues = [child.due for child in children if child.due is not None]
+        if not dues:
+            return None
+        nearest = min(dues) - now
+        return max(nearest, 0.0) if nearest > 0 else 0.2  # overdue: it waits for the zygote, which will wake us
+
+    def _end(self) -> None:
+        """Hang up on everybody; kill who has not left within a second."""
+        self._hang_up(self._broker_bell)
+        self._hang_up(self._zygote_bell)
+        self._broker_bell = self._zygote_bell = None
+        deadline = time.monotonic() + KILL_SECONDS
+        for child in (self._broker, self._zygote):
+            while child.pid and time.monotonic() < deadline:
+                self._wait_for(child, os.WNOHANG)
+                if child.pid:
+                    time.sleep(0.005)
+            if child.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
+                self._wait_for(child, 0)
+        signal.set_wakeup_fd(-1)
+        self._wake.close()
+        self._waker.close()
+        self._selector.close()
+        self._log.info("pool.stopped")
+
+    @staticmethod
+    def _wait_for(child: Child, options: int) -> None:
+        try:
+            pid, _ = os.waitpid(child.pid, options)
+        except ChildProcessError:
+            pid = child.pid
+        if pid:
+            child.pid = 0
+
+    @staticmethod
+    def _tell(bell: Doorbell, verb: Control, *fields: Any, fds: tuple[int, ...] = ()) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            bell.ring(pack([verb, *fields]), fds)

@@ -1,0 +1,145 @@
+"""The zygote: imports TensorFlow once, then forks a worker whenever it is told to, and reaps those that end.
+
+A forked worker shares the imported pages and serves a tenth of a second later. With ``spawn`` in place of ``fork`` the
+zygote imports nothing and starts each worker as a program of its own: slower, and for platforms where a fork of
+a process that has imported TensorFlow does not work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from contextlib import suppress
+from typing import Any
+
+from tfpool.shm.doorbell import Doorbell
+from tfpool.telemetry import log
+from tfpool.wire.messages import Control, pack, unpack
+from tfpool.worker.boot import Boot, die_with_parent, name_process, pin
+
+
+def run(sock: socket.socket, method: str, log_level: str, log_format: str) -> None:
+    """Serve the supervisor until it closes ``sock``."""
+    log.configure("zygote", log_level, log_format)
+    name_process("tfpool-zygote")
+    if method == "fork":
+        import_tensorflow()
+    Zygote(Doorbell(sock, blocking=False), method).serve()
+
+
+def import_tensorflow() -> None:
+    """Import what every worker needs, quietly, and make no session: that would start threads."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import tensorflow as tf
+
+    tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)
+    tf.get_logger().setLevel("ERROR")
+
+
+class Zygote:
+    """The loop of the zygote process."""
+
+    def __init__(self, bell: Doorbell, method: str) -> None:
+        self._bell = bell
+        self._method = method
+        self._children: set[int] = set()
+        self._wake, self._waker = socket.socketpair()
+        for end in (self._wake, self._waker):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+
+    def serve(self) -> None:
+        selector = selectors.DefaultSelector()
+        selector.register(self._bell.fileno(), selectors.EVENT_READ)
+        selector.register(self._wake, selectors.EVENT_READ)
+        self._say(Control.UP)
+        with suppress(EOFError):
+            while True:
+                selector.select()
+                with suppress(BlockingIOError):
+                    self._wake.recv(4096)
+                self._reap()
+                while (heard := self._bell.hear()) is not None:
+                    verb, generation, fields = unpack(heard[0])
+                    if verb == Control.FORK:
+                        self._start(Boot.from_fields(fields), generation, heard[1][0])
+        self._end()
+
+    def _start(self, boot: Boot, generation: int, fd: int) -> None:
+        pid = self._fork(boot, fd) if self._method == "fork" else self._spawn(boot, fd)
+        os.close(fd)
+        self._children.add(pid)
+        self._say(Control.FORKED, boot.name, generation, pid)
+
+    def _fork(self, boot: Boot, fd: int) -> int:
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorFlow's import leaves an idle thread behind
+            pid = os.fork()
+        if pid:
+            return pid
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            die_with_parent(parent)
+            self._bell.close()
+            run_worker(fd, boot)
+        finally:
+            os._exit(1)
+
+    def _spawn(self, boot: Boot, fd: int) -> int:
+        fields = json.dumps(boot.to_fields())
+        command = [sys.executable, "-m", "tfpool.supervisor.zygote", str(fd), str(os.getpid()), fields]
+        return subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL).pid
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self._children.discard(ended[0])
+                self._say(Control.EXITED, ended[0], os.waitstatus_to_exitcode(ended[1]))
+
+    def _end(self) -> None:
+        """The pool ends: what has not left by itself is killed, and reaped."""
+        for pid in self._children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in self._children:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+    def _say(self, verb: Control, *fields: Any) -> None:
+        try:
+            self._bell.ring(pack([verb, *fields]))
+        except (BrokenPipeError, ConnectionResetError):
+            raise EOFError("the supervisor is gone") from None
+
+
+def run_worker(fd: int, boot: Boot) -> None:
+    """Be a worker until it is told to stop; then leave at once, whatever TensorFlow's threads are doing."""
+    pin(boot)
+    from tfpool.worker import main
+
+    main.run(socket.socket(fileno=fd), boot)
+    os._exit(0)
+
+
+def _spawned(fd: str, parent: str, fields: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(int(parent))
+    boot = Boot.from_fields(json.loads(fields))
+    pin(boot)
+    import_tensorflow()
+    run_worker(int(fd), boot)
+
+
+if __name__ == "__main__":
+    _spawned(*sys.argv[1:])

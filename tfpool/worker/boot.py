@@ -1,0 +1,67 @@
+"""What a worker must set before TensorFlow starts any thread, in this order: affinity, environment, limits.
+
+The first session of a process fixes TensorFlow's thread pools, and CUDA reads its environment once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """One worker: its name, ``cpu`` or ``gpu:N``, CPUs to run on, threads an operation may use, memory in bytes."""
+
+    name: str
+    device: str = "cpu"
+    cpus: tuple[int, ...] = ()
+    threads: int = 1
+    memory: int | None = None
+    load_concurrency: int = 1
+    log_level: str = "info"
+    log_format: str = "text"
+
+    def to_fields(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Boot:
+        return cls(**{**fields, "cpus": tuple(fields["cpus"])})
+
+
+def pin(boot: Boot) -> None:
+    """Set affinity, environment and the oom score of this process."""
+    if boot.cpus:
+        with suppress(OSError):  # a container may have lost the CPU since the plan was made
+            os.sched_setaffinity(0, boot.cpus)
+    os.environ["OMP_NUM_THREADS"] = str(boot.threads)
+    os.environ["CUDA_VISIBLE_DEVICES"] = boot.device.removeprefix("gpu:") if boot.device != "cpu" else "-1"
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # the broker must outlive its workers
+    sys.setswitchinterval(0.0005)  # a load in another thread must not hold the running one up
+    name_process(f"tfpool-{boot.name}")
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies; exit if it has died already.
+
+    Call it from the main thread of a child whose parent's main thread made it: the signal follows that thread.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """The name that ``ps`` and ``top`` show (15 characters)."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)

@@ -1,0 +1,231 @@
+"""SavedModel -> a session with one cached callable a signature.
+
+The v1 loader loads every SavedModel, also those that ``tf.saved_model.load`` cannot. A callable made with
+``inter_op_thread_pool = -1`` runs in the thread that calls it: no hand-over to a pool, no copy of aligned feeds.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, TfpoolError, from_code
+from tfpool.types import DType, SignatureSpec, TensorSpec
+
+_MUTATING = (
+    "Assign",
+    "ResourceApply",
+    "ResourceScatter",
+    "ResourceSparseApply",
+    "ScatterAdd",
+    "ScatterDiv",
+    "ScatterMax",
+    "ScatterMin",
+    "ScatterMul",
+    "ScatterSub",
+    "ScatterUpdate",
+    "ScatterNdUpdate",
+    "ScatterNdAdd",
+    "LookupTableInsert",
+    "LookupTableRemove",
+    "CountUpTo",
+    "StatefulRandom",
+    "StatefulUniform",
+    "StatefulStandardNormal",
+    "RngSkip",
+    "RngReadAndSkip",
+    "QueueEnqueue",
+    "QueueDequeue",
+    "StackPush",
+    "Accumulator",
+    "MapStage",
+    "WriteFile",
+    "Save",
+)
+
+
+@dataclass(slots=True)
+class Signature:
+    """A callable signature; ``fetch_of[i]`` is the callable's result that is output ``i``."""
+
+    spec: SignatureSpec
+    call: Any
+    feed_types: tuple[Any, ...]
+    fetch_of: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A loaded SavedModel. ``skipped`` tells, by signature, why it cannot be served."""
+
+    session: Any
+    signatures: list[Signature]
+    skipped: dict[str, str]
+
+    def close(self) -> None:
+        """Give the session's memory back, as far as the allocator can."""
+        self.signatures.clear()
+        self.session.close()
+        self.session = None
+        gc.collect()
+
+
+def session_config(threads: int, gpu_memory: int | None) -> Any:
+    """One worker's session: ``threads`` within an operation, operations in the caller's thread."""
+    from tensorflow.core.protobuf import config_pb2
+
+    config = config_pb2.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
+    config.allow_soft_placement = True
+    config.gpu_options.allow_growth = True
+    if gpu_memory is not None:
+        limits = config.gpu_options.experimental.virtual_devices.add()
+        limits.memory_limit_mb.append(gpu_memory / (1 << 20))
+    return config
+
+
+def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[str] = ("serve",)) -> Loaded:
+    """Load ``path`` (a directory with saved_model.pb).
+
+    Raises a TfpoolError that names the directory, and the operation or signature, where it cannot be loaded.
+    """
+    import tensorflow as tf
+
+    if not os.path.isdir(path):
+        raise NotFound(f"{path}: no such directory")
+    if not any(os.path.isfile(os.path.join(path, f"saved_model.{end}")) for end in ("pb", "pbtxt")):
+        raise NotFound(f"{path}: no saved_model.pb in it; found {', '.join(sorted(os.listdir(path))[:8]) or 'nothing'}")
+    graph = tf.Graph()
+    with graph.as_default():
+        session = tf.compat.v1.Session(graph=graph, config=config)
+        try:
+            meta = tf.compat.v1.saved_model.loader.load(session, list(tags), path)
+            return _signatures(session, meta, frozenset(stateful), path)
+        except BaseException as error:
+            session.close()
+            if isinstance(error, Exception):
+                raise explain(error, path) from error
+            raise
+
+
+def explain(error: Exception, what: str) -> TfpoolError:
+    """A TensorFlow exception as one of ours, with where it happened."""
+    if isinstance(error, TfpoolError):
+        return error
+    import tensorflow as tf
+
+    text = " ".join(str(error).split())[:1500]
+    if isinstance(error, tf.errors.OpError):
+        operation = f" (operation {error.op.name}, a {error.op.type})" if error.op is not None else ""
+        return from_code(error.error_code, f"{what}{operation}: {text}")
+    if isinstance(error, MemoryError):
+        return from_code(8, f"{what}: out of memory: {text}")
+    if isinstance(error, (ValueError, TypeError)):
+        return InvalidArgument(f"{what}: {text}")
+    return FailedPrecondition(f"{what}: {type(error).__name__}: {text}")
+
+
+def _signatures(session: Any, meta: Any, stateful: frozenset[str], path: str) -> Loaded:
+    mutating = _Mutations(meta.graph_def)
+    found: list[Signature] = []
+    skipped: dict[str, str] = {}
+    for name in sorted(meta.signature_def):
+        if name.startswith("__"):
+            continue
+        try:
+            found.append(_signature(session, name, meta.signature_def[name], mutating, name in stateful))
+        except TfpoolError as error:
+            skipped[name] = error.message
+    if not found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items()) or "it has no signature"
+        raise FailedPrecondition(f"{path}: nothing to serve: {reasons}")
+    unknown = stateful - {s.spec.name for s in found}
+    if unknown:
+        names = ", ".join(s.spec.name for s in found)
+        raise InvalidArgument(f"{path}: stateful names no signature: got {', '.join(sorted(unknown))}, expected {names}")
+    return Loaded(session, found, skipped)
+
+
+def _signature(session: Any, name: str, definition: Any, mutating: _Mutations, stateful: bool) -> Signature:
+    from tensorflow.core.protobuf import config_pb2
+    from tensorflow.python.framework import dtypes
+
+    inputs = tuple(_spec(key, definition.inputs[key]) for key in sorted(definition.inputs))
+    outputs = tuple(_spec(key, definition.outputs[key]) for key in sorted(definition.outputs))
+    if not outputs:
+        raise FailedPrecondition("it has no output")
+    feeds = [definition.inputs[spec.name].name for spec in inputs]
+    if len(set(feeds)) != len(feeds):
+        raise FailedPrecondition("two inputs are the same tensor")
+    names = [definition.outputs[spec.name].name for spec in outputs]
+    fetches = list(dict.fromkeys(names))
+    options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+    options.run_options.inter_op_thread_pool = -1
+    mutates = stateful or mutating.reached(names)
+    spec = SignatureSpec(name, definition.method_name, inputs, outputs, mutates=mutates)
+    types = tuple(dtypes.as_dtype(int(item.dtype)).as_numpy_dtype for item in inputs)
+    call = session._make_callable_from_options(options)
+    return Signature(spec, call, types, tuple(fetches.index(n) for n in names))
+
+
+def _spec(name: str, info: Any) -> TensorSpec:
+    if info.WhichOneof("encoding") != "name":
+        raise FailedPrecondition(f"{name!r} is a {info.WhichOneof('encoding')}, only dense tensors are served")
+    try:
+        dtype = DType(info.dtype)
+    except ValueError:
+        raise FailedPrecondition(f"{name!r} has dtype number {info.dtype}, which has no counterpart in numpy") from None
+    shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
+    return TensorSpec(name, dtype, shape)
+
+
+class _Mutations:
+    """Which operations a signature reaches that change state, through functions too."""
+
+    def __init__(self, graph: Any) -> None:
+        self._nodes = {node.name: node for node in graph.node}
+        self._functions = {f.signature.name: f.node_def for f in graph.library.function}
+        self._known: dict[str, bool] = {}
+
+    def reached(self, fetches: Iterable[str]) -> bool:
+        seen: set[str] = set()
+        stack = [fetch.split(":")[0] for fetch in fetches]
+        while stack:
+            name = stack.pop()
+            node = self._nodes.get(name)
+            if name in seen or node is None:
+                continue
+            seen.add(name)
+            if self._mutates(node):
+                return True
+            stack.extend(source.lstrip("^").split(":")[0] for source in node.input)
+        return False
+
+    def _mutates(self, node: Any) -> bool:
+        return node.op.startswith(_MUTATING) or any(self._function(name) for name in _called(node))
+
+    def _function(self, name: str) -> bool:
+        found = self._known.get(name)
+        if found is None:
+            self._known[name] = False  # a recursive function adds nothing by calling itself
+            found = self._known[name] = any(self._mutates(node) for node in self._functions.get(name, ()))
+        return found
+
+
+def _called(node: Any) -> Iterable[str]:
+    """Names of the functions that a node calls."""
+    yield node.op
+    for value in node.attr.values():
+        kind = value.WhichOneof("value")
+        if kind == "func":
+            yield value.func.name
+        elif kind == "list":
+            for function in value.list.func:
+                yield function.name
+
+
+def with_batching(signature: Signature, reason: str) -> None:
+    """Set what the proof found: an empty reason means that rows may share a batch."""
+    signature.spec = replace(signature.spec, batchable=not reason, reason=reason)

@@ -1,0 +1,137 @@
+"""The worker's story: attach to the pool's memory, load what it is told, run batches, say so, stop.
+
+The main thread hears the doorbell and runs TensorFlow itself; loads happen on other threads, so that what is served
+goes on being served. The end of the doorbell's file is the end of the worker.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from tfpool.errors import FailedPrecondition, TfpoolError
+from tfpool.shm.doorbell import Doorbell
+from tfpool.telemetry import log
+from tfpool.wire.messages import Bell, pack, unpack
+from tfpool.worker import loader, memory, warmup
+from tfpool.worker.boot import Boot
+from tfpool.worker.executor import Executor, Servable
+
+_GAUGE_SECONDS = 5.0
+
+
+def run(sock: socket.socket, boot: Boot) -> None:
+    """Serve until told to stop. The process has been pinned already (:func:`tfpool.worker.boot.pin`)."""
+    log.configure(f"worker {boot.name}", boot.log_level, boot.log_format)
+    Worker(Doorbell(sock, blocking=True), boot).serve()
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, bell: Doorbell, boot: Boot) -> None:
+        self._bell = bell
+        self._boot = boot
+        self._executor = Executor()
+        self._servables: dict[int, Servable] = {}
+        self._loads = ThreadPoolExecutor(boot.load_concurrency, "load")
+        self._stopped = threading.Event()
+        self._log = log.get("worker")
+        gpu_memory = boot.memory if boot.device != "cpu" else None
+        self._config = loader.session_config(boot.threads, gpu_memory)
+
+    def serve(self) -> None:
+        threading.Thread(target=self._report, name="gauge", daemon=True).start()
+        self._say(Bell.READY, os.getpid(), memory.unique())
+        try:
+            while True:
+                heard = self._bell.hear()
+                assert heard is not None  # the doorbell blocks
+                verb, *fields = unpack(heard[0])
+                if verb == Bell.RUN:
+                    self._run(*fields)
+                elif verb == Bell.LOAD:
+                    self._loads.submit(self._load, *fields)
+                elif verb == Bell.UNLOAD:
+                    self._loads.submit(self._unload, self._servables.pop(fields[0], None), *fields)
+                elif verb in (Bell.ATTACH, Bell.MAP):
+                    self._executor.attach(fields[0], heard[1][0], fields[1])
+                elif verb == Bell.UNMAP:
+                    self._executor.detach(fields[0])
+                elif verb == Bell.STOP:
+                    return
+        except EOFError:
+            self._log.info("doorbell.closed")
+        finally:
+            self._stopped.set()
+            self._loads.shutdown(wait=False, cancel_futures=True)
+
+    def _run(
+        self,
+        batch: int,
+        handle: int,
+        index: int,
+        by_rows: bool,
+        rows: int,
+        padded: int,
+        source: int,
+        inputs: list[Any],
+        out: tuple[int, int, int],
+    ) -> None:
+        servable = self._servables.get(handle)
+        try:
+            if servable is None:
+                raise FailedPrecondition("the model has been unloaded")
+            done = self._executor.run(servable, index, by_rows, rows, padded, source, inputs, out)
+        except TfpoolError as error:
+            self._say(Bell.FAILED, batch, int(error.code), error.message[:4096])
+            return
+        packet = pack([Bell.DONE, batch, int(done.run * 1e6), done.key, done.buffers, done.spilled is not None])
+        if done.spilled is None:
+            self._bell.ring(packet)
+        else:
+            self._bell.ring(packet, (done.spilled,))
+            os.close(done.spilled)
+
+    def _load(self, handle: int, name: str, path: str, options: dict[str, Any]) -> None:
+        before = memory.unique()
+        clock = memory.Stopwatch()
+        try:
+            loaded = loader.load(path, self._config, options["stateful"])
+            self._say(Bell.WARMING, handle)
+            warmup.warm(loaded, options["sizes"])
+        except Exception as error:
+            failure = loader.explain(error, path)
+            self._log.warning("load.failed", model=name, path=path, error=failure.message)
+            memory.trim()
+            self._say(Bell.LOAD_FAILED, handle, int(failure.code), failure.message[:4096])
+            return
+        self._servables[handle] = Servable(name, loaded)
+        after = memory.unique()
+        info = {
+            "load_seconds": clock.seconds(),
+            "memory_bytes": max(0, after - before),
+            "signatures": [asdict(s.spec) for s in loaded.signatures],
+            "skipped": loaded.skipped,
+        }
+        self._say(Bell.LOADED, handle, info)
+
+    def _unload(self, servable: Servable | None, handle: int) -> None:
+        if servable is not None:
+            servable.loaded.close()
+            memory.trim()
+        self._say(Bell.UNLOADED, handle, memory.unique())
+
+    def _report(self) -> None:
+        while not self._stopped.wait(_GAUGE_SECONDS):
+            try:
+                self._say(Bell.GAUGE, memory.resident(), memory.unique())
+            except OSError:
+                return
+
+    def _say(self, verb: Bell, *fields: Any) -> None:
+        self._bell.ring(pack([verb, *fields]))
