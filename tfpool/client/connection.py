@@ -35,7 +35,7 @@ class Connection:
         self._pid = os.getpid()
         self._local = endpoint.startswith("ipc://")
         self._store: ClientArena | None = None
-        self.core = Core(self._waited, crossover)
+        self.core = Core(self._waited, crossover, self._flush)
         self._io = threading.Lock()
         self._leader = 0
         self._followers: dict[Reply, None] = {}
@@ -77,7 +77,7 @@ class Connection:
     def wait(self, reply: Reply, timeout: float | None = None) -> None:
         """Return when the reply is resolved, or after ``timeout`` seconds."""
         give_up = None if timeout is None else time.monotonic() + timeout
-        while reply._state == "PENDING":
+        while reply.pending:
             if self._io.acquire(blocking=False):
                 try:
                     self._leader = threading.get_ident()
@@ -106,8 +106,7 @@ class Connection:
             if self._store is not None:
                 self.core.note(Verb.BYE, None)
             with suppress(zmq.ZMQError):
-                for frames in self.core.flush(time.monotonic()):
-                    self._socket.send_multipart(frames, zmq.NOBLOCK)
+                self._flush()
             self.core.close()
             self._socket.disable_monitor()
             self._monitor.close(0)
@@ -121,7 +120,7 @@ class Connection:
 
     def _waited(self, reply: Reply, timeout: float | None) -> None:
         """A reply's holder waits for it, or has cancelled it."""
-        if reply._state == "PENDING":
+        if reply.pending:
             self.wait(reply, timeout)
         elif not self._closed:
             self.core.withdraw(reply)
@@ -134,14 +133,14 @@ class Connection:
             os.eventfd_write(self._wake, 1)
         until = reply.deadline + 2 * GRACE_SECONDS if give_up is None else give_up
         with reply._condition:
-            if reply._state == "PENDING" and self._leader:
+            if reply.pending and self._leader:
                 reply._condition.wait(max(0.0, min(until - time.monotonic(), _LONGEST_POLL)))
         self._followers.pop(reply, None)
 
     def _hand_over(self) -> None:
         """The leader leaves: somebody else must go on, if anything is due."""
         for reply in list(self._followers):
-            if reply._state == "PENDING":
+            if reply.pending:
                 with reply._condition:
                     reply._condition.notify_all()
                 return
@@ -176,11 +175,10 @@ class Connection:
         while not self._closed:
             self._ringing = False
             now = time.monotonic()
-            for frames in core.flush(now):
-                sock.send_multipart(frames, zmq.NOBLOCK)
+            self._flush(now)
             if now >= core.next_expiry():
                 core.expire(now)
-            if reply._state != "PENDING" if reply is not None else not core.busy:
+            if not reply.pending if reply is not None else not core.busy:
                 return
             until = min(now + _LONGEST_POLL, core.next_expiry())
             if give_up is not None:
@@ -196,13 +194,14 @@ class Connection:
                     with suppress(BlockingIOError):
                         os.eventfd_read(self._wake)
 
+    def _flush(self, now: float | None = None) -> None:
+        for frames in self.core.flush(time.monotonic() if now is None else now):
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+
     def _receive(self) -> None:
         sock, core = self._socket, self.core
-        while True:
-            try:
-                frames = sock.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        while sock.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            frames = sock.recv_multipart(zmq.NOBLOCK)
             try:
                 accepted = core.receive(frames)
             except (TfpoolError, ValueError, TypeError, IndexError) as error:

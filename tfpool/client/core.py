@@ -26,6 +26,7 @@ from tfpool.wire.tensors import Array, Buffer, as_tensor, take_array, to_buffers
 
 GRACE_SECONDS = 0.05
 MAX_IN_GROUP = 4096
+OVERFLOW = 24
 _SAME_DEADLINE = 0.001
 _KEYS_KEPT = 8192
 
@@ -56,10 +57,18 @@ class Store(Protocol):
 
 
 class Core:
-    """One connection's requests. ``wait`` is what a reply calls when somebody waits for it."""
+    """One connection's requests.
 
-    def __init__(self, wait: Callable[[Reply, float | None], None], crossover: int) -> None:
-        self._wait = wait
+    ``wait`` is what a reply calls when somebody waits for it. ``overflow`` is called, while an answer is being taken
+    in, when its callbacks have queued half as many requests as were in flight: the pool then works on these while the
+    rest of the answer is taken in. Inputs of ``crossover`` bytes or more travel by reference where they can.
+    """
+
+    def __init__(
+        self, wait: Callable[[Reply, float | None], None], crossover: int, overflow: Callable[[], None]
+    ) -> None:
+        self.wait = wait
+        self._overflow = overflow
         self._store: Store | None = None
         self._crossover = crossover
         self._entries: dict[Any, Entry] = {}
@@ -97,19 +106,13 @@ class Core:
 
         Raises InvalidArgument for what is no tensor.
         """
-        if type(inputs) is np.ndarray and rows and inputs.ndim and inputs.dtype.kind in "fiu":
-            array = inputs if inputs.flags.c_contiguous else np.ascontiguousarray(inputs)
-            shape = array.shape
-            if shape[0]:
-                identity = (model, version, label, signature, array.dtype, shape[1:])
-                entry = self._entries.get(identity)
-                if entry is None:
-                    entry = self._entry(identity, model, version, label, signature, {"": array}, True)
-                nbytes = array.nbytes
-                data = array.tobytes() if nbytes < self._crossover else None
-                reply = Reply(entry, shape[0], deadline, priority, data, False, self._wait)
-                if data is None:
-                    self._place(reply, [array])
+        if type(inputs) is np.ndarray and rows and inputs.ndim and inputs.nbytes < self._crossover:
+            count, *inner = inputs.shape
+            entry = self._entries.get((model, version, label, signature, inputs.dtype, *inner))
+            if entry is not None and count:
+                reply = Reply(self, entry, count, deadline, inputs.tobytes())
+                if priority:
+                    reply.priority = priority
                 self._outbox.append(reply)
                 return reply
         return self._submit(model, inputs, deadline, version, label, signature, rows, priority)
@@ -136,15 +139,19 @@ class Core:
         entry = self._entries.get(identity)
         if entry is None:
             entry = self._entry(identity, model, version, label, signature, arrays, by_rows)
+            if type(inputs) is np.ndarray and by_rows and entry.dense and inputs.dtype.isnative:
+                self._entries[model, version, label, signature, inputs.dtype, *inputs.shape[1:]] = entry
         tensors = list(arrays.values())
         count = tensors[0].shape[0] if by_rows else 0
         buffers = [buffer for name, array in arrays.items() for buffer in to_buffers(array, name)]
         large = entry.dense and sum(map(len, buffers)) >= self._crossover
-        reply = Reply(entry, count, deadline, priority, None, not rows, self._wait)
+        reply = Reply(self, entry, count, deadline, None)
+        reply.priority = priority
+        reply.squeeze = not rows
         if large:
             self._place(reply, tensors)
         else:
-            reply.buffers = [bytes(buffer) for buffer in buffers]
+            reply.buffers = _owned(buffers)
         self._outbox.append(reply)
         return reply
 
@@ -184,11 +191,11 @@ class Core:
                 reply.regions = (regions, room)
                 reply.leases = tuple(leases)
                 return
-        reply.buffers = [bytes(buffer) for buffer in buffers]
+        reply.buffers = _owned(buffers)
 
     def call(self, method: str, arguments: dict[str, Any], deadline: float) -> Reply:
         """Queue a call of the control plane."""
-        reply = Reply(None, 0, deadline, 0, (method, arguments), False, self._wait)
+        reply = Reply(self, None, 0, deadline, (method, arguments))
         self._outbox.append(reply)
         return reply
 
@@ -214,7 +221,7 @@ class Core:
         batch: list[Reply] = []
         while outbox:
             reply = outbox.popleft()
-            if reply._state != "PENDING":
+            if not reply.pending:
                 self._release(reply)
                 continue
             if reply.deadline < self._next_expiry:
@@ -322,7 +329,8 @@ class Core:
             self._finish(pieces[0].first, dict(blocks), timing)
             return
         self._learn(pieces[0].first, key)
-        sent = self._sent
+        sent, outbox = self._sent, self._outbox
+        enough = max(OVERFLOW, len(sent) // 2)
         begin = 0
         single = blocks[0] if len(blocks) == 1 else None
         for first, count, each in pieces:
@@ -340,6 +348,8 @@ class Core:
                         outputs = {name: value[0] for name, value in outputs.items()}
                     reply.timing = timing
                     reply.resolve(outputs)
+                    if len(outbox) >= enough:
+                        self._overflow()
                 begin = end
 
     def _finish(self, number: int, outputs: dict[str, Array], timing: tuple[int, int, int]) -> None:
@@ -399,7 +409,7 @@ class Core:
         following = float("inf")
         for table in (self._sent, self._calls):
             for reply in list(table.values()):
-                if reply._state != "PENDING":
+                if not reply.pending:
                     continue
                 if reply.deadline <= late:
                     if table is self._calls:
@@ -422,3 +432,8 @@ class Core:
         while self._outbox:
             self._outbox.popleft().resolve(None, Cancelled("the client was closed"))
         self.lost(Cancelled("the client was closed"))
+
+
+def _owned(buffers: list[Buffer]) -> bytes | list[bytes]:
+    """A copy for the way through the socket: the only buffer, or a list of several."""
+    return bytes(buffers[0]) if len(buffers) == 1 else [bytes(buffer) for buffer in buffers]

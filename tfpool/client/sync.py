@@ -63,8 +63,15 @@ class Client:
 
         Raises the errors of :mod:`tfpool.errors`; DeadlineExceeded after ``timeout`` seconds.
         """
-        reply = self._submit(model, inputs, version, label, signature, rows, priority, timeout)
-        self._connection.wait(reply)
+        connection = self._connection
+        connection.check()
+        seconds = self._timeout if timeout is None else _positive(timeout)
+        if type(inputs) is not np.ndarray:
+            inputs = self._cast(model, inputs, version, label, signature, rows)
+        reply = connection.core.submit(
+            model, inputs, time.monotonic() + seconds, version, label, signature, rows, priority
+        )
+        connection.wait(reply)
         outputs: Outputs = reply.result()
         return outputs
 
@@ -85,29 +92,20 @@ class Client:
         The inputs are copied, the caller may change them. Cancelling the future cancels the request. Callbacks run on
         the thread that receives: they may submit, but must not wait.
         """
-        reply = self._submit(model, inputs, version, label, signature, rows, priority, timeout)
-        self._connection.push()
-        return reply
-
-    def _submit(
-        self,
-        model: str,
-        inputs: Inputs,
-        version: int,
-        label: str,
-        signature: str,
-        rows: bool,
-        priority: int,
-        timeout: float | None,
-    ) -> Reply:
         connection = self._connection
         connection.check()
         seconds = self._timeout if timeout is None else _positive(timeout)
         if type(inputs) is not np.ndarray:
-            inputs = cast(inputs, rows, lambda: self.metadata(model, version=version, label=label), signature)
-        return connection.core.submit(
+            inputs = self._cast(model, inputs, version, label, signature, rows)
+        reply = connection.core.submit(
             model, inputs, time.monotonic() + seconds, version, label, signature, rows, priority
         )
+        connection.push()
+        return reply
+
+    def _cast(self, model: str, inputs: Inputs, version: int, label: str, signature: str, rows: bool) -> Inputs:
+        """Plain Python values as arrays of the dtypes that the signature wants."""
+        return cast(inputs, rows, lambda: self.metadata(model, version=version, label=label), signature)
 
     # -- control -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,28 @@
+"""Every test leaves the process as it found it.
+
+What a fixture of a wider scope holds was there before the test, and is that fixture's to free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tfpool.testing.leaks import Traces, left_behind
+
+settings.register_profile(
+    "tfpool", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tfpool")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = Traces.now()
+    yield
+    found = left_behind(before)
+    if "tests/tf/" in request.node.nodeid:  # TensorFlow keeps threads and descriptors of its own
+        found = [line for line in found if line.startswith(("child", "/dev/shm")) or "tfpool" in line]
+    assert not found, "left behind: " + "; ".join(found)

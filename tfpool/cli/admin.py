@@ -1,0 +1,116 @@
+"""Commands that change a running pool: load, unload, drain, restart, shutdown."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from tfpool.cli.options import (
+    MODEL_REF,
+    ModelRef,
+    admin_option,
+    connect_option,
+    json_option,
+    listens,
+    open_client,
+    timeout_option,
+)
+from tfpool.cli.output import counted, duration, print_json, size
+
+_STOP_SECONDS = 12.0
+
+
+def _changes(command: Callable[..., Any]) -> Callable[..., Any]:
+    found: Callable[..., Any] = connect_option(admin_option(json_option(command)))
+    return found
+
+
+@click.command()
+@click.argument("model", metavar="MODEL[:VERSION]", type=MODEL_REF)
+@_changes
+@timeout_option(600.0)
+def load(model: ModelRef, connect: str | None, admin: str | None, as_json: bool, timeout: float) -> None:
+    """Load a version of a model, by default the newest on disk; return when it serves.
+
+    A version that serves already stays as it is; one that failed is tried again.
+
+    \b
+      tfpool load mnist
+      tfpool load mnist:3
+    """
+    with open_client(connect, admin) as client:
+        row = client.load(model.name, model.version, timeout=timeout)
+    if as_json:
+        print_json(row)
+        return
+    took, memory = duration(row["load_seconds"]), size(row["memory_bytes"])
+    click.echo(f"{row['name']}:{row['version']} serves on {', '.join(row['workers'])} (load: {took}, {memory})")
+
+
+@click.command()
+@click.argument("model", metavar="MODEL[:VERSION]", type=MODEL_REF)
+@_changes
+def unload(model: ModelRef, connect: str | None, admin: str | None, as_json: bool) -> None:
+    """Unload one version of a model, or all; requests that wait for it are refused."""
+    with open_client(connect, admin) as client:
+        rows = client.unload(model.name, model.version)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        click.echo(f"{row['name']}:{row['version']} is unloaded")
+
+
+@click.command()
+@click.argument("worker")
+@_changes
+@timeout_option(600.0)
+def drain(worker: str, connect: str | None, admin: str | None, as_json: bool, timeout: float) -> None:
+    """Have the other workers take over what a worker serves; return when it holds nothing."""
+    with open_client(connect, admin) as client:
+        row = client.drain(worker, timeout=timeout)
+    print_json(row) if as_json else click.echo(f"{worker} holds no model any more")
+
+
+@click.command()
+@click.argument("worker")
+@_changes
+@timeout_option(600.0)
+def restart(worker: str, connect: str | None, admin: str | None, as_json: bool, timeout: float) -> None:
+    """Replace the process of a worker; return when it serves again. Its requests wait meanwhile."""
+    with open_client(connect, admin) as client:
+        row = client.restart(worker, timeout=timeout)
+    if as_json:
+        print_json(row)
+    else:
+        click.echo(f"{worker} is back with pid {row['pid']} and {counted(len(row['models']), 'model')}")
+
+
+@click.command()
+@_changes
+def shutdown(connect: str | None, admin: str | None, as_json: bool) -> None:
+    """Have the pool finish what waits, and end; return when it has ended, or after 12 seconds."""
+    started = time.monotonic()
+    with open_client(connect, admin) as client:
+        client.shutdown()
+        endpoint = client.endpoint
+    stopped = False
+    while not stopped and time.monotonic() < started + _STOP_SECONDS:
+        time.sleep(0.05)
+        stopped = _ended(endpoint)
+    seconds = time.monotonic() - started
+    if as_json:
+        print_json({"stopping": True, "stopped": stopped, "seconds": round(seconds, 3)})
+    else:
+        click.echo(f"the pool has stopped after {duration(seconds)}" if stopped else "the pool is still stopping")
+
+
+def _ended(endpoint: str) -> bool:
+    """A pool removes the lock beside an ipc endpoint last of all."""
+    if endpoint.startswith("ipc://"):
+        return not os.path.exists(endpoint.removeprefix("ipc://") + ".lock")
+    return not listens(endpoint)

@@ -1,0 +1,142 @@
+"""Commands that look: wait, models, workers, queues."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from tfpool.cli.options import connect_option, json_option, open_client, timeout_option
+from tfpool.cli.output import counted, duration, print_json, ranges, show, size, table
+
+Row = Mapping[str, Any]
+
+
+@click.command()
+@connect_option
+@timeout_option(30.0)
+@json_option
+def wait(connect: str | None, timeout: float, as_json: bool) -> None:
+    """Return when the pool is ready: every model serves, or has failed.
+
+    The pool may be started later. Models that failed are shown, and do not change the exit status.
+
+    \b
+      tfpool serve -c pool.toml & tfpool wait --timeout 120 && ./send-requests
+    """
+    started = time.monotonic()
+    with open_client(connect, probe=False) as client:
+        ready = client.wait_ready(timeout)
+    if as_json:
+        print_json({"ready": True, "seconds": round(time.monotonic() - started, 3), **ready})
+        return
+    failed = ready["failed"]
+    click.echo(f"ready: {counted(ready['models'], 'model')}" + (f", {len(failed)} failed" if failed else ""))
+    show_errors(failed)
+
+
+@click.command()
+@connect_option
+@json_option
+def models(connect: str | None, as_json: bool) -> None:
+    """List the models: a row for each version.
+
+    \b
+      tfpool models
+      tfpool models --json | jq -r '.[] | select(.state == "FAILED") | .name'
+    """
+    with open_client(connect) as client:
+        rows = client.models()
+    if as_json:
+        print_json(rows)
+    else:
+        show(models_table(rows))
+        show_errors(rows)
+
+
+@click.command()
+@connect_option
+@json_option
+def workers(connect: str | None, as_json: bool) -> None:
+    """List the workers: state, CPUs, load, memory, and the models each one holds.
+
+    OWN is the memory that a worker shares with no other process, BUSY its load during the last second.
+    """
+    with open_client(connect) as client:
+        rows = client.workers()
+    if as_json:
+        print_json(rows)
+    else:
+        show(workers_table(rows, budget=True))
+
+
+@click.command()
+@connect_option
+@json_option
+def queues(connect: str | None, as_json: bool) -> None:
+    """List the queues: one for each model, version, signature and shape that has been asked for."""
+    with open_client(connect) as client:
+        rows = client.queues()
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("~MODEL", ">VERSION", "~SIGNATURE", "~SHAPES", ">ROWS", ">OLDEST", ">MEAN BATCH")
+    cells = (
+        (
+            row["model"],
+            row["version"],
+            row["signature"],
+            " ".join(str(shape) for shape in row["shapes"]),
+            row["rows"],
+            duration(row["oldest_ms"] / 1000) if row["rows"] else None,
+            row["batch_rows_mean"],
+        )
+        for row in rows
+    )
+    show(table(columns, cells)) if rows else click.echo("no queue has been used yet")
+
+
+def models_table(rows: Iterable[Row]) -> Any:
+    """Versions of models, without their errors."""
+    columns = ("~MODEL", ">VERSION", "STATE", "~WORKERS", "~LABELS", ">MEMORY", ">LOADED IN")
+    return table(
+        columns,
+        (
+            (
+                row["name"],
+                row["version"] or None,
+                row["state"],
+                ", ".join(row["workers"]),
+                ", ".join(row["labels"]),
+                size(row["memory_bytes"]),
+                duration(row["load_seconds"]),
+            )
+            for row in rows
+        ),
+    )
+
+
+def workers_table(rows: Iterable[Row], budget: bool = False) -> Any:
+    """Workers with their load and memory."""
+    columns = ["WORKER", ">PID", "STATE", "DEVICE", "CPUS", ">BUSY", ">RSS", ">OWN", "~MODELS"]
+    if budget:
+        columns.insert(-1, ">BUDGET")
+    cells = []
+    for row in rows:
+        memory = row["memory"]
+        line = [row["name"], row["pid"] or None, row["state"], row["device"], ranges(row["cpus"])]
+        line += [f"{row['busy']:.0%}", size(memory["rss"]), size(memory["unique"]), ", ".join(row["models"])]
+        if budget:
+            line.insert(-1, size(memory["budget"]))
+        cells.append(line)
+    return table(columns, cells)
+
+
+def show_errors(rows: Iterable[Row]) -> None:
+    """A line for each row that has an error."""
+    for row in rows:
+        if row.get("error"):
+            name = f"{row['name']}:{row['version']}" if row["version"] else row["name"]
+            click.echo(f"{name}: {row['error']}")
