@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from tfpool.scheduler.sizing import payload_range
 from tfpool.scheduler.work import Batch, QueueSpec, Segment
 from tfpool.types import ITEM_BYTES, DType
 from tfpool.wire.keys import OutputKey, RequestKey
-from tfpool.wire.messages import Group
+from tfpool.wire.messages import MAX_COUNT, Group
 from tfpool.wire.tensors import Buffer, payload_sizes
 
 
@@ -55,6 +54,8 @@ def check_frames(key: RequestKey, group: Group, frames: Sequence[bytes]) -> tupl
                 f"input {tensor.name!r}: got {len(frames[at])} bytes, expected {row_bytes * rows} for {rows} rows"
             )
         if tensor.dtype == DType.STRING:
+            if not row_bytes and rows > MAX_COUNT:  # each row costs the broker something, even if it has no bytes
+                raise InvalidArgument(f"input {tensor.name!r}: got {rows} empty rows, expected at most {MAX_COUNT}")
             ends.append(list(accumulate(payload_sizes(frames[at], len(frames[at + 1]), max(rows, 1)))))
             at += 1
         at += 1
@@ -90,10 +91,9 @@ class Outputs:
         """The buffers of these row ranges, one behind the other: a view where there is one range only."""
         buffers: list[Buffer] = []
         at = 0
-        for tensor in self.key.outputs:
+        for tensor, row_bytes in zip(self.key.outputs, self.key.row_bytes, strict=True):
             offset, _ = self.places[at]
-            row_bytes = prod(tensor.shape) * ITEM_BYTES[DType(tensor.dtype)]
-            buffers.append(self._join((offset + a * row_bytes, offset + b * row_bytes) for a, b in ranges))
+            buffers.append(self._join([(offset + a * row_bytes, offset + b * row_bytes) for a, b in ranges]))
             at += 1
             if tensor.dtype == DType.STRING:
                 lengths_offset, lengths_bytes = self.places[at - 1]
@@ -102,14 +102,15 @@ class Outputs:
                 ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
                 step = row_bytes // ITEM_BYTES[DType.STRING]
                 buffers.append(
-                    self._join((payload + int(ends[a * step]), payload + int(ends[b * step])) for a, b in ranges)
+                    self._join([(payload + int(ends[a * step]), payload + int(ends[b * step])) for a, b in ranges])
                 )
                 at += 1
         return buffers
 
-    def _join(self, ranges: Iterable[tuple[int, int]]) -> Buffer:
-        parts = [self.view[a:b] for a, b in ranges]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def _join(self, ranges: Sequence[tuple[int, int]]) -> Buffer:
+        if len(ranges) == 1:
+            return self.view[ranges[0][0] : ranges[0][1]]
+        return b"".join([self.view[a:b] for a, b in ranges])
 
 
 def spans(batch: Batch) -> Iterable[tuple[Segment, int, int]]:
@@ -123,10 +124,6 @@ def spans(batch: Batch) -> Iterable[tuple[Segment, int, int]]:
 
 def input_fields(batch: Batch, spec: QueueSpec) -> list[Any]:
     """What RUN says of the inputs: offset, shape, payload offset and bytes of each."""
-    if batch.alone:
-        regions = batch.pieces[0].regions or ()
-        shapes = [item.shape for item in spec.inputs]
-        return [[region.offset, shape, 0, 0] for region, shape in zip(regions, shapes, strict=True)]
     return [
         [place.offset, item.shape, place.payload, place.payload_bytes]
         for item, place in zip(spec.inputs, batch.inputs, strict=True)

@@ -28,6 +28,7 @@ from tfpool.broker.resolve import Resolver
 from tfpool.errors import Internal, InvalidArgument, TfpoolError, Unavailable, from_code
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
+from tfpool.scheduler.work import Batch
 from tfpool.settings import Settings
 from tfpool.shm.arena import Arena
 from tfpool.shm.doorbell import Doorbell
@@ -41,6 +42,7 @@ TICK_SECONDS = 1.0
 MAX_DRAINED_AT_ONCE = 256
 MAX_MESSAGE = 1 << 30
 _KEYS_KEPT = 4096
+_MORE = zmq.NOBLOCK | zmq.SNDMORE
 
 
 def run(control: socket.socket, settings: Settings) -> None:
@@ -144,10 +146,7 @@ class Broker:
 
     def _drain_clients(self, sock: zmq.Socket[bytes], admin: bool) -> None:
         for _ in range(MAX_DRAINED_AT_ONCE):
-            try:
-                frames = sock.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+            frames = sock.recv_multipart(zmq.NOBLOCK)
             self.meters.messages += 1
             try:
                 self._client_says(sock, frames, admin)
@@ -155,6 +154,8 @@ class Broker:
                 self.meters.malformed += 1
                 self._log.debug("message.refused", error=error.message)
                 self._send([frames[0], encode(Verb.ERROR, [[], int(error.code), error.message])], sock)
+            if not sock.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # far cheaper than an Again
+                return
 
     def _client_says(self, sock: zmq.Socket[bytes], frames: list[bytes], admin: bool) -> None:
         client = frames[0]
@@ -223,7 +224,10 @@ class Broker:
 
     def _send(self, frames: list[Buffer], sock: zmq.Socket[bytes] | None = None) -> None:
         try:
-            (sock or self._clients_socket).send_multipart(frames, zmq.NOBLOCK)
+            send = (sock or self._clients_socket).send
+            for frame in frames[:-1]:
+                send(frame, _MORE)
+            send(frames[-1], zmq.NOBLOCK)
         except (zmq.Again, zmq.ZMQError) as error:
             self.meters.unroutable += 1  # the client is gone, or does not read what it asked for
             self._log.debug("answer.dropped", error=str(error))
@@ -233,7 +237,6 @@ class Broker:
     def _hear_worker(self, link: Link | None) -> None:
         try:
             while link is not None and link.bell is not None:
-                link.bell.flush()
                 heard = link.bell.hear()
                 if heard is None:
                     return
@@ -254,6 +257,7 @@ class Broker:
             link.state = WorkerState.READY
             self.decide(ev.WorkerJoined(link.name, link.holder))
             self.lifecycle.joined(link)
+            self._told_epoch = -1  # start-up progress counts workers too
             self._log.info("worker.ready", worker=link.name, pid=link.pid)
         elif verb == Bell.GAUGE:
             link.rss, link.unique = fields
@@ -268,37 +272,39 @@ class Broker:
         else:
             raise Internal(f"worker {link.name} said {verb}")
 
-    def _done(
-        self, link: Link, batch: int, run_us: int, packed: bytes, places: list[Any], spilled: bool, fds: list[int]
-    ) -> None:
+    def _done(self, link: Link, batch: int, run_us: int, results: list[Any], fds: list[int]) -> None:
+        needed = max(sum((nbytes + 63) & -64 for _, nbytes in places) for _, places, _ in results)
+        run = run_us / 1e6
+        actions = self.scheduler.handle(ev.Completed(link.name, batch, run, needed), time.monotonic())
+        spills = [Arena(fd, os.fstat(fd).st_size) for fd in fds]
+        if actions:
+            rest = iter(spills)
+            done = actions[0]
+            assert isinstance(done, ev.Deliver)
+            outputs = [
+                Outputs(packed, self._output_key(packed), places, next(rest).view if spilled else view)
+                for (packed, places, spilled), view in zip(results, self._views(done.batch, len(results)), strict=True)
+            ]
+            self.effects.perform(actions, outputs, run)
+            del outputs
+        for spill in spills:
+            spill.close()
+
+    def _output_key(self, packed: bytes) -> OutputKey:
         key = self._output_keys.get(packed)
         if key is None:
             key = unpack_output_key(packed)
             if len(self._output_keys) >= _KEYS_KEPT:
                 self._output_keys.clear()
             self._output_keys[packed] = key
-        run = run_us / 1e6
-        needed = sum((nbytes + 63) & -64 for _, nbytes in places)
-        actions = self.scheduler.handle(ev.Completed(link.name, batch, run, needed), time.monotonic())
-        if not actions:
-            for fd in fds:
-                os.close(fd)
-            return
-        spill = Arena(fds[0], os.fstat(fds[0]).st_size) if spilled else None
-        view = spill.view if spill else self._view(actions[0])
-        self.effects.perform(actions, Outputs(packed, key, places, view), run)
-        if spill is not None:
-            del view
-            spill.close()
+        return key
 
-    def _view(self, action: ev.Action) -> memoryview:
-        """The memory that a batch's outputs were written to."""
-        batch = action.batch if isinstance(action, ev.Deliver) else None
-        if batch is not None and batch.alone and batch.pieces[0].reply is not None:
-            peer = self.clients.peers.get(batch.pieces[0].client)
-            if peer is not None:
-                return peer.arena.view
-        return self._arena.view
+    def _views(self, batch: Batch, count: int) -> list[memoryview]:
+        """The memory that each result of a batch was written to."""
+        if not batch.alone:
+            return [self._arena.view] * count
+        peers = [self.clients.peers.get(p.client) if p.reply is not None else None for p in batch.pieces]
+        return [peer.arena.view if peer else self._arena.view for peer in peers]
 
     def _lost(self, link: Link) -> None:
         link.deaths += 1

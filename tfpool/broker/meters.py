@@ -16,11 +16,18 @@ class ModelMeter:
     requests: int = 0
     rows: int = 0
     batches: int = 0
-    retries: int = 0
     errors: dict[int, int] = field(default_factory=dict)
     queue_us: Histogram = field(default_factory=Histogram)
     run_us: Histogram = field(default_factory=Histogram)
     batch_rows: Histogram = field(default_factory=Histogram)
+
+    def ran(self, rows: int, run: float, waited: float, requests: int) -> None:
+        """A batch of ``rows`` rows has run; times in seconds."""
+        self.batches += 1
+        self.rows += rows
+        self.run_us.add(run * 1e6)
+        self.batch_rows.add(rows)
+        self.queue_us.add(waited * 1e6, requests)
 
     def failed(self, code: int, count: int) -> None:
         self.errors[code] = self.errors.get(code, 0) + count
@@ -30,7 +37,6 @@ class ModelMeter:
             "requests": self.requests,
             "rows": self.rows,
             "batches": self.batches,
-            "retries": self.retries,
             "errors": {Code(code).name: count for code, count in sorted(self.errors.items())},
             "queue_us": self.queue_us.snapshot(),
             "run_us": self.run_us.snapshot(),

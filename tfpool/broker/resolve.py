@@ -117,6 +117,8 @@ def check_inputs(what: str, signature: SignatureSpec, key: RequestKey) -> int | 
     if len(expected) == 1 and len(key.inputs) == 1 and not key.inputs[0].name:
         expected = {"": signature.inputs[0]}  # a bare array: the only input is meant
     got = {tensor.name for tensor in key.inputs}
+    if got == {""} and got != set(expected):
+        raise InvalidArgument(f"{what}: got one array without a name, expected inputs {some_names(expected)}")
     if got != set(expected):
         wrong = [f"unknown {some_names(got - set(expected))}"] if got - set(expected) else []
         wrong += [f"missing {some_names(set(expected) - got)}"] if set(expected) - got else []

@@ -152,10 +152,11 @@ def ready(broker: Broker) -> dict[str, Any]:
 def progress(broker: Broker) -> dict[str, Any]:
     """How far start-up is, without waiting."""
     states = [version.state for version in broker.registry.versions()]
+    unversioned = sum(model.error is not None for model in broker.registry.models.values())
     return {
-        "models": len(states),
+        "models": len(states) + unversioned,
         "available": sum(s is State.AVAILABLE for s in states),
-        "failed": sum(s is State.FAILED for s in states) + sum(m.error is not None for m in broker.registry.models.values()),
+        "failed": sum(s is State.FAILED for s in states) + unversioned,
         "workers": len(broker.fleet.links),
         "workers_ready": sum(link.up for link in broker.fleet.links.values()),
     }

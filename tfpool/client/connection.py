@@ -66,9 +66,7 @@ class Connection:
 
     def push(self) -> None:
         """Something was queued that nobody may be waiting for."""
-        if not self._ringing:
-            self._ringing = True
-            os.eventfd_write(self._wake, 1)
+        self._ring()
         if not self._wanted.is_set():
             if self._thread is None:
                 self._start_thread()
@@ -79,13 +77,7 @@ class Connection:
         give_up = None if timeout is None else time.monotonic() + timeout
         while reply.pending:
             if self._io.acquire(blocking=False):
-                try:
-                    self._leader = threading.get_ident()
-                    self._pump(reply, give_up)
-                finally:
-                    self._leader = 0
-                    self._io.release()
-                self._hand_over()
+                self._lead(reply, give_up)
             elif self._leader == threading.get_ident():
                 raise FailedPrecondition("waiting for a reply inside a future's callback would wait forever")
             else:
@@ -126,16 +118,36 @@ class Connection:
             self.core.withdraw(reply)
             self.push()
 
+    def _lead(self, reply: Reply, give_up: float | None) -> None:
+        """Drive the socket for ``reply``. The caller has acquired the right to."""
+        try:
+            self._leader = threading.get_ident()
+            self._pump(reply, give_up)
+        finally:
+            self._leader = 0
+            self._io.release()
+            self._hand_over()
+
     def _follow(self, reply: Reply, give_up: float | None) -> None:
+        """Wait until the reply is there or the leader leaves, and then lead."""
         self._followers[reply] = None
+        self._ring()
+        until = reply.deadline + 2 * GRACE_SECONDS if give_up is None else give_up
+        with reply._condition:
+            # A leaver looks for followers after it has let go, and wakes them under this condition: so either this
+            # acquires, or the leaver's call finds this waiting.
+            lead = self._io.acquire(blocking=False)
+            if not lead and reply.pending:
+                reply._condition.wait(max(0.0, min(until - time.monotonic(), _LONGEST_POLL)))
+        self._followers.pop(reply, None)
+        if lead:
+            self._lead(reply, give_up)
+
+    def _ring(self) -> None:
+        """Have the leader flush."""
         if not self._ringing:
             self._ringing = True
             os.eventfd_write(self._wake, 1)
-        until = reply.deadline + 2 * GRACE_SECONDS if give_up is None else give_up
-        with reply._condition:
-            if reply.pending and self._leader:
-                reply._condition.wait(max(0.0, min(until - time.monotonic(), _LONGEST_POLL)))
-        self._followers.pop(reply, None)
 
     def _hand_over(self) -> None:
         """The leader leaves: somebody else must go on, if anything is due."""
@@ -164,8 +176,9 @@ class Connection:
                 finally:
                     self._leader = 0
                 self._wanted.clear()
-                if (self.core.busy or self._closed) and not self._wanted.is_set():
+                if self.core.busy or self._closed:
                     self._wanted.set()
+            self._hand_over()
 
     # -- the leader's work -------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from tfpool.client.reply import Reply
 from tfpool.errors import Cancelled, DeadlineExceeded, InvalidArgument, TfpoolError, from_code
-from tfpool.shm.layout import Lease
-from tfpool.types import ITEM_BYTES, DType, dtype_of
+from tfpool.shm.layout import Lease, align
+from tfpool.types import DType, dtype_of
 from tfpool.wire import messages
 from tfpool.wire.keys import OutputKey, RequestKey, Tensor, pack_request_key, unpack_output_key
 from tfpool.wire.messages import Answer, Group, Region, Verb
@@ -32,7 +32,7 @@ _KEYS_KEPT = 8192
 
 
 class Entry:
-    """What a request key leads to: its packed form, and the output bytes a row that were seen last."""
+    """What a request key leads to: its packed form, and the bytes a row of each output, as seen last."""
 
     __slots__ = ("dense", "key", "out_row_bytes", "packed")
 
@@ -40,7 +40,7 @@ class Entry:
         self.key = key
         self.packed = pack_request_key(key)
         self.dense = all(t.dtype != DType.STRING for t in key.inputs)
-        self.out_row_bytes = 0
+        self.out_row_bytes: tuple[int, ...] = ()
 
 
 class Store(Protocol):
@@ -184,7 +184,7 @@ class Core:
         broker is on another host, copy them for the way through the socket. The caller may change its arrays."""
         buffers = [buffer for array in arrays for buffer in to_buffers(array)]
         if self._store is not None:
-            wanted = reply.entry.out_row_bytes * max(1, reply.rows)
+            wanted = sum(align(nbytes * max(1, reply.rows)) for nbytes in reply.entry.out_row_bytes)
             placed = self._store.put(buffers, wanted if wanted >= self._crossover else 0)
             if placed is not None:
                 regions, room, leases = placed
@@ -364,10 +364,7 @@ class Core:
     def _learn(self, number: int, key: OutputKey) -> None:
         reply = self._sent.get(number)
         if reply is not None and reply.entry is not None:
-            size = 0
-            for _, dtype, inner in key.outputs:
-                size += int(np.prod(inner, dtype=np.int64)) * ITEM_BYTES[DType(dtype)] + 64
-            reply.entry.out_row_bytes = max(reply.entry.out_row_bytes, size)
+            reply.entry.out_row_bytes = key.row_bytes
 
     def _by_reference(
         self, key: OutputKey, number: int, regions: tuple[Region, ...], timing: tuple[int, int, int]

@@ -143,8 +143,11 @@ class Scheduler:
         self._next_ripe = float("inf")
         if not self._hungry:
             return
-        for name in sorted(self._hungry, key=lambda n: len(self._workers[n].batches)):
-            self._feed(self._workers[name], now, actions)
+        hungry = [self._workers[name] for name in self._hungry]
+        if len(hungry) > 1:
+            hungry.sort(key=lambda worker: len(worker.batches))
+        for worker in hungry:
+            self._feed(worker, now, actions)
         if self._next_ripe == float("inf"):
             self._hungry.clear()
 
@@ -194,12 +197,14 @@ class Scheduler:
     def _form(self, queue: Queue, worker: _Worker, now: float, actions: list[ev.Action]) -> Batch | None:
         """Cut a batch off a queue, or None while the arena has no room for it."""
         alone = in_place(queue, self._estimates.run(queue.spec))
-        rows = queue.segments[0].rows if alone else batch_rows(queue, self._sharers(queue, worker))
         lease = None
         if alone:
+            rows = queue.segments[0].rows
             if queue.segments[0].reply is None:
                 lease = self.layout.lease(output_bytes(queue, rows), worker.holder)
+            pieces = [piece for _ in range(alone) for piece in queue.take_one()]
         else:
+            rows = batch_rows(queue, self._sharers(queue, worker))
             lease = self._lease(queue, rows, worker.holder)
             while lease is None and batches(queue.spec) and rows > queue.segments[0].rows:
                 rows = max(rows // 2, queue.segments[0].rows)
@@ -207,9 +212,9 @@ class Scheduler:
             if lease is None:
                 self._no_room(queue, rows, worker, actions)
                 return None
-        pieces = queue.take(rows) if batches(queue.spec) and not alone else queue.take_one()
+            pieces = queue.take(rows) if batches(queue.spec) else queue.take_one()
         self._next_batch += 1
-        return plan(self._next_batch, queue, worker.name, pieces, lease, alone, now)
+        return plan(self._next_batch, queue, worker.name, pieces, lease, bool(alone), now)
 
     def _lease(self, queue: Queue, rows: int, holder: Hashable) -> Lease | None:
         need, out = input_bytes(queue, rows), output_bytes(queue, rows)
@@ -224,7 +229,8 @@ class Scheduler:
         head = queue.take_one()
         self._rest(queue)
         self._hungry[worker.name] = None
-        message = f"a request of {queue.spec.servable} needs {need} bytes of shared memory; shm_budget allows {self.layout.largest}"
+        allowed = self.layout.largest
+        message = f"a request of {queue.spec.servable} needs {need} bytes of shared memory; shm_budget allows {allowed}"
         self._refuse(queue.spec, head, ResourceExhausted(message), actions)
 
     def _sharers(self, queue: Queue, worker: _Worker) -> int:
@@ -232,6 +238,8 @@ class Scheduler:
         if worker.batches:
             return 1
         names = self._routes.get(queue.spec.servable, ())
+        if len(names) == 1:
+            return 1
         return sum(1 for n in names if not self._workers[n].batches and not self._workers[n].draining) or 1
 
     def _rest(self, queue: Queue) -> None:

@@ -15,11 +15,13 @@ from __future__ import annotations
 from math import ceil
 
 from tfpool.scheduler.work import Batch, BatchId, InputPlace, Queue, QueueSpec, Segment, WorkerName
-from tfpool.shm.layout import Layout, Lease, align
+from tfpool.shm.layout import Lease, align
 from tfpool.types import ModelKey
 
 COPY_BYTES_PER_SECOND = 8e9
 GATHER_WORTH = 4.0
+MAX_IN_PLACE = 4
+TOGETHER_SECONDS = 0.001
 _SMOOTHING = 0.2
 
 
@@ -42,7 +44,7 @@ class Estimates:
         key = (batch.spec.servable, batch.spec.signature)
         old = self._run.get(key)
         self._run[key] = seconds if old is None else old + _SMOOTHING * (seconds - old)
-        row_bytes = ceil(out_bytes / batch.padded)
+        row_bytes = ceil(out_bytes / (batch.pieces[0].rows if batch.alone else batch.padded))
         if row_bytes > batch.queue.out_row_bytes:
             batch.queue.out_row_bytes = self._out[key] = row_bytes
 
@@ -57,23 +59,28 @@ def batches(spec: QueueSpec) -> bool:
     return spec.by_rows and spec.batchable
 
 
-def in_place(queue: Queue, run_seconds: float) -> bool:
-    """Whether the head runs alone on its client's own memory.
+def in_place(queue: Queue, run_seconds: float) -> int:
+    """How many requests at the head run one by one, each on its client's own memory; 0: the head is gathered.
 
-    So it does when it is all there is, or when a batch could not save what gathering it would cost: the model's
-    run is short beside the copy.
+    So they do when a batch could not save what gathering would cost, because the model's run is short beside the copy;
+    and the head does when it is all there is. Several are sent at once while they take about a millisecond together.
     """
     head = queue.segments[0]
     if head.regions is None or head.join is not None:
-        return False
-    if not batches(queue.spec):
-        return True
-    if queue.spec.policy.sizes and head.rows not in queue.spec.policy.sizes:
-        return False
-    if queue.rows <= head.rows:
-        return True
-    nbytes = sum(region.nbytes for region in head.regions)
-    return run_seconds < GATHER_WORTH * nbytes / COPY_BYTES_PER_SECOND
+        return 0
+    if batches(queue.spec):
+        if queue.spec.policy.sizes and head.rows not in queue.spec.policy.sizes:
+            return 0
+        nbytes = sum(region.nbytes for region in head.regions)
+        if queue.rows > head.rows and run_seconds >= GATHER_WORTH * nbytes / COPY_BYTES_PER_SECOND:
+            return 0
+    most = min(MAX_IN_PLACE, int(TOGETHER_SECONDS / run_seconds) if run_seconds else 1, head.limit or MAX_IN_PLACE)
+    count = 0
+    for segment in queue.segments:
+        if count >= most or segment.regions is None or segment.reply is None or segment.join is not None:
+            break
+        count += 1
+    return max(1, count)
 
 
 def batch_rows(queue: Queue, sharers: int) -> int:
@@ -136,12 +143,18 @@ def output_bytes(queue: Queue, rows: int) -> int:
 
 
 def plan(
-    batch_id: BatchId, queue: Queue, worker: WorkerName, pieces: list[Segment], lease: Lease | None, alone: bool, now: float
+    batch_id: BatchId,
+    queue: Queue,
+    worker: WorkerName,
+    pieces: list[Segment],
+    lease: Lease | None,
+    alone: bool,
+    now: float,
 ) -> Batch:
     """Lay a batch out in its lease. ``alone``: the inputs stay where they are, the lease is for outputs only."""
     spec = queue.spec
     rows = sum(p.count * p.rows for p in pieces)
-    padded = padded_rows(queue, rows)
+    padded = rows if alone else padded_rows(queue, rows)
     times = padded if spec.by_rows else 1
     places: list[InputPlace] = []
     offset = lease.offset if lease else 0

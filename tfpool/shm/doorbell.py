@@ -13,6 +13,7 @@ import threading
 from collections import deque
 
 MAX_PACKET = 1 << 17
+MAX_FDS = 32
 _MARKER = b"\x00fds"
 _LONG = b"\x00long"
 
@@ -75,7 +76,7 @@ class Doorbell:
                 if self._buffer[0] != 0:
                     return self._view[:n], []
                 self._announced = bytes(self._view[:n])
-            packet, fds, _, _ = socket.recv_fds(self._socket, MAX_PACKET, 8)
+            packet, fds, _, _ = socket.recv_fds(self._socket, MAX_PACKET, MAX_FDS)
         except BlockingIOError:
             return None
         except (ConnectionResetError, BrokenPipeError):

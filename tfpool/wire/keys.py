@@ -47,7 +47,7 @@ class RequestKey:
     frames: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "row_bytes", tuple(prod(t.shape) * ITEM_BYTES[DType(t.dtype)] for t in self.inputs))
+        object.__setattr__(self, "row_bytes", _row_bytes(self.inputs))
         object.__setattr__(self, "frames", sum(2 if t.dtype == DType.STRING else 1 for t in self.inputs))
 
 
@@ -78,6 +78,10 @@ class OutputKey:
 
     outputs: tuple[Tensor, ...]
     by_rows: bool
+    row_bytes: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "row_bytes", _row_bytes(self.outputs))
 
 
 def pack_output_key(key: OutputKey) -> bytes:
@@ -90,6 +94,10 @@ def unpack_output_key(data: bytes) -> OutputKey:
     if type(fields) is not list or len(fields) != 2 or type(fields[0]) is not list or type(fields[1]) is not bool:
         raise InvalidArgument("output key: expected [outputs, by_rows]")
     return OutputKey(tuple(_tensor(item) for item in fields[0]), fields[1])
+
+
+def _row_bytes(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
+    return tuple(prod(t.shape) * ITEM_BYTES[DType(t.dtype)] for t in tensors)
 
 
 def _tensor(item: Any) -> Tensor:

@@ -242,7 +242,9 @@ def decode_hello(body: Any) -> Hello | None:
     if type(body) is not list or len(body) != 4 or type(body[3]) is not bytes or len(body[3]) != 16:
         raise InvalidArgument("hello: expected [pid, fd, nbytes, 16-byte nonce]")
     pid, fd, nbytes, nonce = body
-    return Hello(_whole("pid", pid, 1, 1 << 31), _whole("fd", fd, 0, 1 << 31), _whole("nbytes", nbytes, 4096, 1 << 40), nonce)
+    _whole("pid", pid, 1, 1 << 31)
+    _whole("fd", fd, 0, 1 << 31)
+    return Hello(pid, fd, _whole("nbytes", nbytes, 4096, 1 << 40), nonce)
 
 
 def decode_cancel(body: Any) -> list[tuple[int, int]]:

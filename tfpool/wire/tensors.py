@@ -58,7 +58,8 @@ def encode_strings(array: Array, name: str = "") -> list[Buffer]:
         elif isinstance(item, bytes):
             items.append(item)
         else:
-            raise InvalidArgument(f"input {name!r}: got an element of type {type(item).__name__}, expected str or bytes")
+            kind = type(item).__name__
+            raise InvalidArgument(f"input {name!r}: got an element of type {kind}, expected str or bytes")
     lengths = np.fromiter(map(len, items), _LENGTH, len(items))
     return [lengths.view(np.uint8).data, b"".join(items)]
 

@@ -19,7 +19,7 @@ from tfpool.telemetry import log
 from tfpool.wire.messages import Bell, pack, unpack
 from tfpool.worker import loader, memory, warmup
 from tfpool.worker.boot import Boot
-from tfpool.worker.executor import Executor, Servable
+from tfpool.worker.executor import Executor, Outcome, Servable
 
 _GAUGE_SECONDS = 5.0
 
@@ -70,32 +70,25 @@ class Worker:
             self._stopped.set()
             self._loads.shutdown(wait=False, cancel_futures=True)
 
-    def _run(
-        self,
-        batch: int,
-        handle: int,
-        index: int,
-        by_rows: bool,
-        rows: int,
-        padded: int,
-        source: int,
-        inputs: list[Any],
-        out: tuple[int, int, int],
-    ) -> None:
+    def _run(self, batch: int, handle: int, index: int, by_rows: bool, items: list[Any]) -> None:
+        """Run a batch; requests that run in place come several at once, each an item of its own."""
         servable = self._servables.get(handle)
+        done: list[Outcome] = []
         try:
             if servable is None:
                 raise FailedPrecondition("the model has been unloaded")
-            done = self._executor.run(servable, index, by_rows, rows, padded, source, inputs, out)
+            for item in items:
+                done.append(self._executor.run(servable, index, by_rows, *item))
         except TfpoolError as error:
             self._say(Bell.FAILED, batch, int(error.code), error.message[:4096])
-            return
-        packet = pack([Bell.DONE, batch, int(done.run * 1e6), done.key, done.buffers, done.spilled is not None])
-        if done.spilled is None:
-            self._bell.ring(packet)
         else:
-            self._bell.ring(packet, (done.spilled,))
-            os.close(done.spilled)
+            run_us = int(sum(outcome.run for outcome in done) * 1e6)
+            results = [(outcome.key, outcome.buffers, outcome.spilled is not None) for outcome in done]
+            spilled = tuple(outcome.spilled for outcome in done if outcome.spilled is not None)
+            self._bell.ring(pack([Bell.DONE, batch, run_us, results]), spilled)
+        for outcome in done:
+            if outcome.spilled is not None:
+                os.close(outcome.spilled)
 
     def _load(self, handle: int, name: str, path: str, options: dict[str, Any]) -> None:
         before = memory.unique()
