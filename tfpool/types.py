@@ -110,7 +110,9 @@ def dtype_of(dtype: np.dtype[Any]) -> DType:
         return DType.STRING
     found = _BY_NAME.get(dtype.name)
     if found is None:
-        raise InvalidArgument(f"dtype {dtype} has no TensorFlow counterpart; got {dtype.name}, expected one of {', '.join(_BY_NAME)}")
+        raise InvalidArgument(
+            f"dtype {dtype} has no TensorFlow counterpart; got {dtype.name}, expected one of {', '.join(_BY_NAME)}"
+        )
     return found
 
 

@@ -52,9 +52,7 @@ class Courier:
         for client, found in mine.items():
             self._answer(client, found, outputs, timing)
 
-    def _answer(
-        self, client: bytes, found: list[tuple[Segment, int, int]], outputs: Outputs, timing: Timing
-    ) -> None:
+    def _answer(self, client: bytes, found: list[tuple[Segment, int, int]], outputs: Outputs, timing: Timing) -> None:
         if outputs.key.by_rows:
             pieces = [Piece(piece.first, piece.count, piece.rows) for piece, _, _ in found]
             ranges = [found[0][1:]]

@@ -80,14 +80,11 @@ class Intake:
             raise InvalidArgument(f"predict: whole tensors have no rows, got {group.rows}")
         return key
 
-    def _submit(
-        self, client: bytes, key: RequestKey, group: Group, frames: list[bytes] | None, now: float
-    ) -> Submit:
+    def _submit(self, client: bytes, key: RequestKey, group: Group, frames: list[bytes] | None, now: float) -> Submit:
         found = self._resolver.resolve(group.key, key)
         if found.fixed_rows is not None and group.rows != found.fixed_rows:
-            raise InvalidArgument(
-                f"{found.version.key}: got {group.rows} rows, expected exactly {found.fixed_rows} (the signature fixes it)"
-            )
+            what, fixed = found.version.key, found.fixed_rows
+            raise InvalidArgument(f"{what}: got {group.rows} rows, expected exactly {fixed}, which the signature fixes")
         if frames is None:
             check_regions(key, group)
             buffers: list[Any] = self._clients.buffers(client, group.regions or ())

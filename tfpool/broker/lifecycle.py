@@ -166,9 +166,7 @@ class Lifecycle:
     def _failed(self, version: Version, error: TfpoolError) -> None:
         version.error = error
         self._registry.epoch += 1
-        self._log.warning(
-            "model.failed", model=version.key.name, version=version.key.version, error=error.message
-        )
+        self._log.warning("model.failed", model=version.key.name, version=version.key.version, error=error.message)
         if not version.serving() and version.state is State.FAILED:
             message = f"{version.key} failed to load: {error.message}"
             self._decide(ev.ServableGone(version.key, FailedPrecondition(message)))

@@ -154,7 +154,7 @@ class Broker:
                 self.meters.malformed += 1
                 self._log.debug("message.refused", error=error.message)
                 self._send([frames[0], encode(Verb.ERROR, [[], int(error.code), error.message])], sock)
-            if not sock.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # far cheaper than an Again
+            if not int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # far cheaper than an Again
                 return
 
     def _client_says(self, sock: zmq.Socket[bytes], frames: list[bytes], admin: bool) -> None:
@@ -248,9 +248,10 @@ class Broker:
     def _worker_says(self, link: Link, message: list[Any], fds: list[int]) -> None:
         verb, *fields = message
         if verb == Bell.DONE:
-            self._done(link, *fields, fds)
+            self._done(link, fields[0], fields[1], fields[2], fds)
         elif verb == Bell.FAILED:
             batch, code, text = fields
+            self._log.warning("batch.failed", worker=link.name, batch=batch, error=text)
             self.decide(ev.Broken(link.name, batch, 0.0, from_code(code, text)))
         elif verb == Bell.READY:
             link.pid, link.unique = fields

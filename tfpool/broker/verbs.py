@@ -95,12 +95,12 @@ def queues(broker: Broker) -> list[dict[str, Any]]:
     """A row for each queue that something waits in, or that has been used."""
     now = time.monotonic()
     rows = []
-    for queue in broker.scheduler.queues.values():
+    for queue in broker.scheduler.backlog.queues.values():
         spec = queue.spec
         version = broker.registry.models[spec.servable.name].versions.get(spec.servable.version)
         if version is None:
             continue
-        arrived = broker.scheduler.oldest(queue)
+        arrived = queue.segments[0].arrived if queue.segments else None
         rows.append(
             {
                 "model": spec.servable.name,

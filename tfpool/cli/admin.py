@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from tfpool.cli.options import (
-    MODEL_REF,
     ModelRef,
     admin_option,
     connect_option,
     json_option,
     listens,
+    model_ref,
     open_client,
     timeout_option,
 )
@@ -30,13 +30,14 @@ def _changes(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("model", metavar="MODEL[:VERSION]", type=MODEL_REF)
+@click.argument("model", metavar="MODEL[:VERSION]", type=model_ref)
 @_changes
 @timeout_option(600.0)
 def load(model: ModelRef, connect: str | None, admin: str | None, as_json: bool, timeout: float) -> None:
-    """Load a version of a model, by default the newest on disk; return when it serves.
+    """Load a model, or one version of it.
 
-    A version that serves already stays as it is; one that failed is tried again.
+    By default the newest on disk; returns when it serves. A version that serves already stays as it is; one that
+    failed is tried again.
 
     \b
       tfpool load mnist
@@ -52,10 +53,12 @@ def load(model: ModelRef, connect: str | None, admin: str | None, as_json: bool,
 
 
 @click.command()
-@click.argument("model", metavar="MODEL[:VERSION]", type=MODEL_REF)
+@click.argument("model", metavar="MODEL[:VERSION]", type=model_ref)
 @_changes
 def unload(model: ModelRef, connect: str | None, admin: str | None, as_json: bool) -> None:
-    """Unload one version of a model, or all; requests that wait for it are refused."""
+    """Unload a model, or one version of it.
+
+    Requests that wait for it are refused."""
     with open_client(connect, admin) as client:
         rows = client.unload(model.name, model.version)
     if as_json:
@@ -70,7 +73,9 @@ def unload(model: ModelRef, connect: str | None, admin: str | None, as_json: boo
 @_changes
 @timeout_option(600.0)
 def drain(worker: str, connect: str | None, admin: str | None, as_json: bool, timeout: float) -> None:
-    """Have the other workers take over what a worker serves; return when it holds nothing."""
+    """Empty a worker: others take over.
+
+    Returns when the others serve its models and it holds nothing."""
     with open_client(connect, admin) as client:
         row = client.drain(worker, timeout=timeout)
     print_json(row) if as_json else click.echo(f"{worker} holds no model any more")
@@ -81,7 +86,9 @@ def drain(worker: str, connect: str | None, admin: str | None, as_json: bool, ti
 @_changes
 @timeout_option(600.0)
 def restart(worker: str, connect: str | None, admin: str | None, as_json: bool, timeout: float) -> None:
-    """Replace the process of a worker; return when it serves again. Its requests wait meanwhile."""
+    """Replace the process of a worker.
+
+    Returns when it serves again; its requests wait meanwhile."""
     with open_client(connect, admin) as client:
         row = client.restart(worker, timeout=timeout)
     if as_json:
@@ -93,7 +100,9 @@ def restart(worker: str, connect: str | None, admin: str | None, as_json: bool, 
 @click.command()
 @_changes
 def shutdown(connect: str | None, admin: str | None, as_json: bool) -> None:
-    """Have the pool finish what waits, and end; return when it has ended, or after 12 seconds."""
+    """Have the pool finish what waits, and end.
+
+    Returns when it has ended, or after 12 seconds."""
     started = time.monotonic()
     with open_client(connect, admin) as client:
         client.shutdown()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tfpool.cli.options import json_option
-from tfpool.cli.output import counted, print_json, ranges, show, size, table
+from tfpool.cli.output import print_json, ranges, show, size, table
 from tfpool.errors import NotFound, TfpoolError
 
 
@@ -16,10 +16,10 @@ from tfpool.errors import NotFound, TfpoolError
 @json_option
 @click.pass_context
 def check(ctx: click.Context, path: str, as_json: bool) -> None:
-    """Validate a configuration, and show what it means on this machine.
+    """Validate a configuration.
 
-    An error names file, line and key; the exit status is 1. A model without a version on disk is a warning: the pool
-    starts without it.
+    Shows what it means on this machine. An error names file, line and key; the exit status is 1. A model without a
+    version on disk is a warning: the pool starts without it.
     """
     from tfpool import config
 
@@ -54,7 +54,7 @@ def check(ctx: click.Context, path: str, as_json: bool) -> None:
         if model["error"]:
             click.echo(f"warning: {model['name']}: {model['error']}", err=True)
     if not models:
-        click.echo(f"warning: {counted(0, 'model')}", err=True)
+        click.echo("warning: there is no model in it", err=True)
 
 
 def _model(name: str, base_path: str) -> dict[str, Any]:

@@ -29,58 +29,38 @@ class ModelRef(NamedTuple):
     version: int | None
 
 
-class ModelRefType(click.ParamType):
-    """Reads a :class:`ModelRef`."""
-
-    name = "model[:version]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ModelRef:
-        if isinstance(value, ModelRef):
-            return value
-        name, colon, version = str(value).partition(":")
-        try:
-            check_model_name(name)
-        except InvalidArgument as error:
-            self.fail(f"model name: {error.message}", param, ctx)
-        if not colon:
-            return ModelRef(name, None)
-        if not re.fullmatch(r"[1-9]\d{0,17}", version, re.ASCII):
-            self.fail(f"got version {version!r}, expected a whole number from 1, as in {name}:3", param, ctx)
-        return ModelRef(name, int(version))
+def model_ref(text: str) -> ModelRef:
+    """Reads ``MODEL[:VERSION]``."""
+    name, colon, version = text.partition(":")
+    try:
+        check_model_name(name)
+    except InvalidArgument as error:
+        raise click.BadParameter(f"model name: {error.message}") from None
+    if not colon:
+        return ModelRef(name, None)
+    if not re.fullmatch(r"[1-9]\d{0,17}", version, re.ASCII):
+        raise click.BadParameter(f"got version {version!r}, expected a whole number from 1, as in {name}:3")
+    return ModelRef(name, int(version))
 
 
-class NamedPath(click.ParamType):
-    """Reads ``NAME=PATH`` into a pair."""
-
-    def __init__(self, path: str) -> None:
-        self.name = f"name={path}"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value[0], value[1]
-        name, equals, path = str(value).partition("=")
-        if not (name and equals and path):
-            self.fail(f"got {value!r}, expected {self.name.upper()}", param, ctx)
-        return name, path
+def named_path(text: str) -> tuple[str, str]:
+    """Reads ``NAME=PATH``."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise click.BadParameter(f"got {text!r}, expected NAME=PATH")
+    return name, path
 
 
-class Seconds(click.ParamType):
+def seconds(text: str) -> float:
     """Reads a time-out."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 86400:
+        raise click.BadParameter(f"got {text!r}, expected seconds from 0 to 86400")
+    return value
 
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds < 86400:
-            self.fail(f"got {value!r}, expected seconds from 0 to 86400", param, ctx)
-        return seconds
-
-
-MODEL_REF = ModelRefType()
-SECONDS = Seconds()
 
 connect_option: Option[Any] = click.option(
     "--connect", metavar="ENDPOINT", help="The pool: ipc://PATH or tcp://HOST:PORT.  [env: TFPOOL_ENDPOINT]"
@@ -94,13 +74,14 @@ json_option: Option[Any] = click.option("--json", "as_json", is_flag=True, help=
 def timeout_option(default: float) -> Option[Any]:
     """``--timeout``, in seconds."""
     help_text = "Give up after this many seconds."
-    return click.option("--timeout", type=SECONDS, default=default, show_default=True, metavar="S", help=help_text)
+    return click.option("--timeout", type=seconds, default=default, show_default=True, metavar="S", help=help_text)
 
 
 def open_client(connect: str | None, admin: str | None = None, *, probe: bool = True) -> Client:
     """A client of the pool that is meant.
 
-    Raises Unavailable at once where nothing listens, rather than at the first call's deadline; not without ``probe``.
+    Raises Unavailable at once where nothing listens, rather than at the first call's deadline; not without
+    ``probe``.
     """
     endpoint = normalize_endpoint(connect or os.environ.get("TFPOOL_ENDPOINT") or default_endpoint())
     if probe and not listens(endpoint):

@@ -77,18 +77,16 @@ def console(stderr: bool = False) -> Console:
     return made
 
 
-def table(columns: Iterable[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
+def table(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table. A column that starts with ``>`` is right-aligned, with ``~`` may wrap; states have their colours."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", title_justify="left", title=title or None)
+    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
         right, folds = column.startswith(">"), column.startswith("~")
-        made.add_column(
-            column.lstrip(">~"), justify="right" if right else "left", no_wrap=not folds, overflow="fold"
-        )
+        made.add_column(column.lstrip(">~"), justify="right" if right else "left", no_wrap=not folds, overflow="fold")
     for row in rows:
         cells = ["-" if cell is None or cell == "" else str(cell) for cell in row]
         made.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in cells))
@@ -101,7 +99,7 @@ def show(*parts: RenderableType, to: Console | None = None) -> None:
     with target.capture() as captured:
         for part in parts:
             target.print(part, markup=False)
-    click.echo("\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n")))
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 # -- numbers -------------------------------------------------------------------------------------------------------

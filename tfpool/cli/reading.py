@@ -19,9 +19,10 @@ Row = Mapping[str, Any]
 @timeout_option(30.0)
 @json_option
 def wait(connect: str | None, timeout: float, as_json: bool) -> None:
-    """Return when the pool is ready: every model serves, or has failed.
+    """Return when the pool is ready.
 
-    The pool may be started later. Models that failed are shown, and do not change the exit status.
+    It is when every model serves, or has failed. The pool may be started later. Models that failed are shown, and
+    do not change the exit status.
 
     \b
       tfpool serve -c pool.toml & tfpool wait --timeout 120 && ./send-requests
@@ -41,7 +42,7 @@ def wait(connect: str | None, timeout: float, as_json: bool) -> None:
 @connect_option
 @json_option
 def models(connect: str | None, as_json: bool) -> None:
-    """List the models: a row for each version.
+    """List the models and their versions.
 
     \b
       tfpool models
@@ -60,7 +61,7 @@ def models(connect: str | None, as_json: bool) -> None:
 @connect_option
 @json_option
 def workers(connect: str | None, as_json: bool) -> None:
-    """List the workers: state, CPUs, load, memory, and the models each one holds.
+    """List the workers and what they hold.
 
     OWN is the memory that a worker shares with no other process, BUSY its load during the last second.
     """
@@ -69,14 +70,19 @@ def workers(connect: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        show(workers_table(rows, budget=True))
+        show(workers_table(rows))
+        click.echo()
+        for row in rows:
+            click.echo(f"{row['name']}: {', '.join(row['models']) or 'no model'}")
 
 
 @click.command()
 @connect_option
 @json_option
 def queues(connect: str | None, as_json: bool) -> None:
-    """List the queues: one for each model, version, signature and shape that has been asked for."""
+    """List the queues of requests.
+
+    There is one for each model, version, signature and shape that has been asked for."""
     with open_client(connect) as client:
         rows = client.queues()
     if as_json:
@@ -118,25 +124,22 @@ def models_table(rows: Iterable[Row]) -> Any:
     )
 
 
-def workers_table(rows: Iterable[Row], budget: bool = False) -> Any:
-    """Workers with their load and memory."""
-    columns = ["WORKER", ">PID", "STATE", "DEVICE", "CPUS", ">BUSY", ">RSS", ">OWN", "~MODELS"]
-    if budget:
-        columns.insert(-1, ">BUDGET")
-    cells = []
+def workers_table(rows: Iterable[Row]) -> Any:
+    """Workers with their load and memory, and how many models each one holds."""
+    columns = ("~WORKER", ">PID", "STATE", "DEVICE", "~CPUS", ">BUSY", ">RSS", ">OWN", ">BUDGET", ">MODELS")
+    lines = []
     for row in rows:
-        memory = row["memory"]
-        line = [row["name"], row["pid"] or None, row["state"], row["device"], ranges(row["cpus"])]
-        line += [f"{row['busy']:.0%}", size(memory["rss"]), size(memory["unique"]), ", ".join(row["models"])]
-        if budget:
-            line.insert(-1, size(memory["budget"]))
-        cells.append(line)
-    return table(columns, cells)
+        line = [row["name"], row["pid"] or None, row["state"], row["device"], ranges(row["cpus"]), f"{row['busy']:.0%}"]
+        line += [size(row["memory"][key]) for key in ("rss", "unique", "budget")]
+        lines.append([*line, len(row["models"])])
+    return table(columns, lines)
 
 
 def show_errors(rows: Iterable[Row]) -> None:
     """A line for each row that has an error."""
-    for row in rows:
-        if row.get("error"):
-            name = f"{row['name']}:{row['version']}" if row["version"] else row["name"]
-            click.echo(f"{name}: {row['error']}")
+    failed = [row for row in rows if row["error"]]
+    if failed:
+        click.echo()
+    for row in failed:
+        name = f"{row['name']}:{row['version']}" if row["version"] else row["name"]
+        click.echo(f"{name}: {row['error']}")

@@ -16,7 +16,9 @@ from tfpool.client.sync import DEFAULT_TIMEOUT, Client, Inputs, Outputs
 class AsyncClient:
     """Like :class:`tfpool.Client`, for ``async with`` and ``await``. One instance belongs to one event loop."""
 
-    def __init__(self, endpoint: str | None = None, *, admin: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self, endpoint: str | None = None, *, admin: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
         self._client = Client(endpoint, admin=admin, timeout=timeout)
         self._done: deque[tuple[asyncio.Future[Any], Reply]] = deque()
         self._called = False

@@ -43,7 +43,11 @@ def _cast(name: str, value: Any, dtypes: dict[str, str]) -> Any:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
         raise InvalidArgument(f"input {name!r} is not an array: {error}") from None
-    if array.dtype.kind in "OSU" or (array.dtype.kind in "fc" and dtype.kind in "iub") or array.dtype.kind == "c" != dtype.kind:
+    if (
+        array.dtype.kind in "OSU"
+        or (array.dtype.kind in "fc" and dtype.kind in "iub")
+        or array.dtype.kind == "c" != dtype.kind
+    ):
         raise InvalidArgument(f"input {name!r}: got values of {array.dtype}, expected {wanted}")
     with np.errstate(over="ignore"):
         made = array.astype(dtype)

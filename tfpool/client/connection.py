@@ -8,6 +8,7 @@ and what several have queued meanwhile leaves together.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -37,6 +38,7 @@ class Connection:
         self._store: ClientArena | None = None
         self.core = Core(self._waited, crossover, self._flush)
         self._io = threading.Lock()
+        self._starting = threading.Lock()
         self._leader = 0
         self._followers: dict[Reply, None] = {}
         self._wanted = threading.Event()
@@ -160,10 +162,13 @@ class Connection:
             self._wanted.set()
 
     def _start_thread(self) -> None:
-        with self._io:
+        with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._background, name="tfpool-client", daemon=True)
                 self._thread.start()
+
+    def _due(self) -> bool:
+        return self.core.busy or self._closed
 
     def _background(self) -> None:
         while not self._closed:
@@ -176,7 +181,7 @@ class Connection:
                 finally:
                     self._leader = 0
                 self._wanted.clear()
-                if self.core.busy or self._closed:
+                if self._due():
                     self._wanted.set()
             self._hand_over()
 
@@ -198,7 +203,7 @@ class Connection:
                 if now >= give_up:
                     return
                 until = min(until, give_up)
-            for watched, _ in self._poller.poll(max(0.0, until - now) * 1000 + 0.5):
+            for watched, _ in self._poller.poll(math.ceil(max(0.0, until - now) * 1000)):
                 if watched is sock:
                     self._receive()
                 elif watched is self._monitor:
@@ -213,7 +218,7 @@ class Connection:
 
     def _receive(self) -> None:
         sock, core = self._socket, self.core
-        while sock.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             frames = sock.recv_multipart(zmq.NOBLOCK)
             try:
                 accepted = core.receive(frames)
@@ -233,6 +238,7 @@ class Connection:
                 if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self._offer()
                 elif event["event"] == zmq.EVENT_DISCONNECTED:
+                    self._receive()  # what was answered before
                     self.core.lost(Unavailable(f"the connection to {self.endpoint} was lost"))
                     self._drop_store()
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tfpool.client.reply import Reply
-from tfpool.errors import Cancelled, DeadlineExceeded, InvalidArgument, TfpoolError, from_code
+from tfpool.errors import Cancelled, DeadlineExceeded, InvalidArgument, TfpoolError, Unavailable, from_code
 from tfpool.shm.layout import Lease, align
 from tfpool.types import DType, dtype_of
 from tfpool.wire import messages
@@ -183,11 +183,16 @@ class Core:
         """Put large tensors where the broker can reach them, with room for the outputs; where that is full, or the
         broker is on another host, copy them for the way through the socket. The caller may change its arrays."""
         buffers = [buffer for array in arrays for buffer in to_buffers(array)]
-        if self._store is not None:
+        store = self._store
+        if store is not None:
             wanted = sum(align(nbytes * max(1, reply.rows)) for nbytes in reply.entry.out_row_bytes)
-            placed = self._store.put(buffers, wanted if wanted >= self._crossover else 0)
+            try:
+                placed = store.put(buffers, wanted if wanted >= self._crossover else 0)
+            except ValueError:  # it was closed meanwhile, with its connection
+                placed = None
             if placed is not None:
                 regions, room, leases = placed
+                reply.store = store
                 reply.regions = (regions, room)
                 reply.leases = tuple(leases)
                 return
@@ -223,6 +228,9 @@ class Core:
             reply = outbox.popleft()
             if not reply.pending:
                 self._release(reply)
+                continue
+            if reply.regions is not None and reply.store is not self._store:
+                reply.resolve(None, Unavailable("the connection was lost before the request had left"))
                 continue
             if reply.deadline < self._next_expiry:
                 self._next_expiry = reply.deadline
@@ -390,9 +398,9 @@ class Core:
         reply.resolve(outputs)
 
     def _release(self, reply: Reply) -> None:
-        if reply.leases and self._store is not None:
-            self._store.free(reply.leases)
-            reply.leases = ()
+        if reply.leases and self._store is reply.store is not None:
+            reply.store.free(reply.leases)
+        reply.leases = ()
 
     # -- time and loss -----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
@@ -12,7 +13,7 @@ from tfpool.errors import TfpoolError
 from tfpool.shm.layout import Lease
 
 _making = threading.Lock()
-_RESOLVED, _CANCELLED = object(), object()
+_RESOLVED, _TOUCHED = object(), object()
 
 
 class Waits(Protocol):
@@ -25,9 +26,9 @@ class Reply(Future[Any]):
     """A concurrent.futures.Future that costs next to nothing until somebody waits for it.
 
     The condition and waiters of a Future are made when they are first touched, and the first callback needs neither.
-    No lock is taken on the way: ``dict.setdefault`` decides between resolving and cancelling, and whoever resolves
-    sets the state first and looks for callbacks and waiters afterwards, while whoever adds one adds it first and looks
-    at the state afterwards.
+    No lock is taken on the way. ``dict.setdefault`` decides between resolving and cancelling, and between the outcome
+    and the first touch: whoever touches second finds the outcome set, and an outcome that comes second is set and
+    announced under the condition, like any Future's, so that nobody is told of what he has seen himself.
 
     ``timing`` is (microseconds queued, microseconds run, rows in the batch) once an answer is there.
     """
@@ -35,6 +36,7 @@ class Reply(Future[Any]):
     timing: tuple[int, int, int] | None = None
     leases: tuple[Lease, ...] = ()
     regions: Any = None
+    store: Any = None
     priority = 0
     squeeze = False
     id = -1
@@ -55,6 +57,9 @@ class Reply(Future[Any]):
         made = self.__dict__
         with _making:
             if "_condition" not in made:
+                if made.setdefault("_first", _TOUCHED) is not _TOUCHED:
+                    while self._state == PENDING:  # the other thread is between two statements
+                        time.sleep(0)
                 made["_waiters"] = []
                 made["_done_callbacks"] = []
                 made["_condition"] = threading.Condition()
@@ -70,39 +75,41 @@ class Reply(Future[Any]):
         if made.setdefault("_outcome", _RESOLVED) is not _RESOLVED or self._state != PENDING:
             return False
         self._result, self._exception = value, error
-        self._state = FINISHED
+        if made.setdefault("_first", _RESOLVED) is not _TOUCHED:
+            self._state = FINISHED
+        else:
+            self._announce(FINISHED)
         callback = made.pop("_callback", None)
         if callback is not None:
-            self._run(callback)
+            self._run(callback[0])
         if "_condition" in made:
-            self._announce()
+            self._run_others()
         return True
 
     def cancel(self) -> bool:
         """Withdraw the request; False when its outcome is there already."""
-        made = self.__dict__
-        if made.setdefault("_outcome", _CANCELLED) is not _CANCELLED:
-            return False
-        if self._state == PENDING:
-            self._state = CANCELLED_AND_NOTIFIED
-            callback = made.pop("_callback", None)
-            if callback is not None:
-                self._run(callback)
-            self._announce()
-            self.core.wait(self, None)
+        made, mine = self.__dict__, object()
+        found = made.setdefault("_outcome", mine)
+        if found is not mine:
+            return found is not _RESOLVED
+        made.setdefault("_first", _TOUCHED)
+        self._announce(CANCELLED_AND_NOTIFIED)
+        callback = made.pop("_callback", None)
+        if callback is not None:
+            self._run(callback[0])
+        self._run_others()
+        self.core.wait(self, None)
         return True
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Call ``fn`` with this future when it is done, or now."""
-        made = self.__dict__
-        if made.setdefault("_callback", fn) is not fn or "_condition" in made:
-            if made.get("_callback") is fn:
-                del made["_callback"]
+        made, mine = self.__dict__, [fn]
+        if made.setdefault("_callback", mine) is not mine:
             super().add_done_callback(fn)
         elif self._state != PENDING:
-            mine = made.pop("_callback", None)
-            if mine is not None:
-                self._run(mine)
+            found = made.pop("_callback", None)  # perhaps another thread's, which then finds this one
+            if found is not None:
+                self._run(found[0])
 
     def result(self, timeout: float | None = None) -> Any:
         """The outputs by name. Raises the request's error, or TimeoutError after ``timeout`` seconds."""
@@ -123,16 +130,19 @@ class Reply(Future[Any]):
         except Exception:
             LOGGER.exception("exception calling callback for %r", self)
 
-    def _announce(self) -> None:
+    def _announce(self, state: str) -> None:
         with self._condition:
+            self._state = state
             for waiter in self._waiters:
-                if self._state == CANCELLED_AND_NOTIFIED:
+                if state == CANCELLED_AND_NOTIFIED:
                     waiter.add_cancelled(self)
                 elif self._exception is not None:
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
             self._condition.notify_all()
-            callbacks, self.__dict__["_done_callbacks"] = self._done_callbacks, []
+
+    def _run_others(self) -> None:
+        callbacks, self.__dict__["_done_callbacks"] = self._done_callbacks, []
         for callback in callbacks:
             self._run(callback)

@@ -31,7 +31,9 @@ class Client:
     (default: TFPOOL_ADMIN, or the one beside ``endpoint``). ``timeout`` is the default deadline in seconds.
     """
 
-    def __init__(self, endpoint: str | None = None, *, admin: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self, endpoint: str | None = None, *, admin: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
         """Raises InvalidArgument for what is no endpoint. The pool may come up later."""
         chosen = endpoint or os.environ.get("TFPOOL_ENDPOINT") or default_endpoint()
         self.endpoint = normalize_endpoint(chosen)

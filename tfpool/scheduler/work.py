@@ -143,7 +143,8 @@ class Queue:
 
     def take(self, max_rows: int) -> list[Segment]:
         """Cut segments off the head, up to ``max_rows`` rows, one request at least."""
-        segments, taken, room = self.segments, [], max_rows
+        segments, room = self.segments, max_rows
+        taken: list[Segment] = []
         while segments:
             head = segments[0]
             fits = room // head.rows
@@ -160,11 +161,11 @@ class Queue:
         self.rows -= max_rows - room
         return taken
 
-    def take_one(self) -> list[Segment]:
+    def take_one(self) -> Segment:
         """Cut one request off the head."""
-        head = self.segments[0] if self.segments[0].count > 1 else self.segments.popleft()
+        head = self.segments[0]
         self.rows -= head.rows
-        return [head.take(1) if head.count > 1 else head]
+        return head.take(1) if head.count > 1 else self.segments.popleft()
 
 
 class InputPlace(NamedTuple):

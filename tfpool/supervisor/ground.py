@@ -31,9 +31,10 @@ class Claim:
             raise
 
     def release(self) -> None:
-        for path, fd in self._locks:
-            with suppress(OSError):
-                os.unlink(path)
+        for lock, fd in self._locks:
+            for path in (lock.removesuffix(".lock"), lock):  # ZeroMQ leaves its sockets behind
+                with suppress(OSError):
+                    os.unlink(path)
             os.close(fd)
         self._locks.clear()
 

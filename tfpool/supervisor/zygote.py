@@ -21,7 +21,7 @@ from typing import Any
 from tfpool.shm.doorbell import Doorbell
 from tfpool.telemetry import log
 from tfpool.wire.messages import Control, pack, unpack
-from tfpool.worker.boot import Boot, die_with_parent, name_process, pin
+from tfpool.worker.boot import Boot, die_with_parent, name_process, pin, quiet_stderr
 
 
 def run(sock: socket.socket, method: str, log_level: str, log_format: str) -> None:
@@ -37,7 +37,8 @@ def import_tensorflow() -> None:
     """Import what every worker needs, quietly, and make no session: that would start threads."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import tensorflow as tf
+    with quiet_stderr():
+        import tensorflow as tf
 
     tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)
     tf.get_logger().setLevel("ERROR")

@@ -103,7 +103,7 @@ class Group(NamedTuple):
 
     key: bytes
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count is not missed
     rows: int
     budget_ms: int
     priority: int
@@ -115,7 +115,7 @@ class Piece(NamedTuple):
     """Answered requests ``first .. first + count - 1`` of ``rows`` rows each (0: whole tensors)."""
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count is not missed
     rows: int
 
 

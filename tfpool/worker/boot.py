@@ -9,7 +9,8 @@ import ctypes
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +61,27 @@ def die_with_parent(parent: int) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what libraries write to stderr; show it only when the block fails.
+
+    TensorFlow's C++ parts greet on every import and first session, whatever their log level is set to.
+    """
+    held = os.memfd_create("stderr", os.MFD_CLOEXEC)
+    real = os.dup(2)
+    os.dup2(held, 2)
+    try:
+        yield
+    except BaseException:
+        os.lseek(held, 0, os.SEEK_SET)
+        os.write(real, os.read(held, 1 << 16))
+        raise
+    finally:
+        os.dup2(real, 2)
+        os.close(real)
+        os.close(held)
 
 
 def name_process(name: str) -> None:

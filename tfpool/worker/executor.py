@@ -131,9 +131,7 @@ class Executor:
         servable.packed[index] = ((by_rows, shapes), key)
         return key
 
-    def _write(
-        self, arrays: list[Any], arena: int, offset: int, room: int
-    ) -> tuple[list[tuple[int, int]], int | None]:
+    def _write(self, arrays: list[Any], arena: int, offset: int, room: int) -> tuple[list[tuple[int, int]], int | None]:
         """Copy the outputs to shared memory: to ``room`` bytes at ``offset``, or to memory of their own."""
         if arena != NOWHERE and len(arrays) == 1 and arrays[0].dtype.kind not in "OSU" and arrays[0].nbytes <= room:
             array = arrays[0]

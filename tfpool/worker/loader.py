@@ -86,6 +86,14 @@ def session_config(threads: int, gpu_memory: int | None) -> Any:
     return config
 
 
+def start_runtime(config: Any) -> None:
+    """Have TensorFlow start its threads and devices now: no model's load shall pay for them, or be charged with them."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default(), tf.compat.v1.Session(config=config) as session:
+        session.run(tf.constant(0))
+
+
 def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[str] = ("serve",)) -> Loaded:
     """Load ``path`` (a directory with saved_model.pb).
 
@@ -144,7 +152,9 @@ def _signatures(session: Any, meta: Any, stateful: frozenset[str], path: str) ->
     unknown = stateful - {s.spec.name for s in found}
     if unknown:
         names = ", ".join(s.spec.name for s in found)
-        raise InvalidArgument(f"{path}: stateful names no signature: got {', '.join(sorted(unknown))}, expected {names}")
+        raise InvalidArgument(
+            f"{path}: stateful names no signature: got {', '.join(sorted(unknown))}, expected {names}"
+        )
     return Loaded(session, found, skipped)
 
 

@@ -18,7 +18,7 @@ from tfpool.shm.doorbell import Doorbell
 from tfpool.telemetry import log
 from tfpool.wire.messages import Bell, pack, unpack
 from tfpool.worker import loader, memory, warmup
-from tfpool.worker.boot import Boot
+from tfpool.worker.boot import Boot, quiet_stderr
 from tfpool.worker.executor import Executor, Outcome, Servable
 
 _GAUGE_SECONDS = 5.0
@@ -45,6 +45,8 @@ class Worker:
         self._config = loader.session_config(boot.threads, gpu_memory)
 
     def serve(self) -> None:
+        with quiet_stderr():
+            loader.start_runtime(self._config)
         threading.Thread(target=self._report, name="gauge", daemon=True).start()
         self._say(Bell.READY, os.getpid(), memory.unique())
         try:
@@ -77,8 +79,8 @@ class Worker:
         try:
             if servable is None:
                 raise FailedPrecondition("the model has been unloaded")
-            for item in items:
-                done.append(self._executor.run(servable, index, by_rows, *item))
+            run = self._executor.run
+            done.extend(run(servable, index, by_rows, *item) for item in items)
         except TfpoolError as error:
             self._say(Bell.FAILED, batch, int(error.code), error.message[:4096])
         else:

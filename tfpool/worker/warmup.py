@@ -53,7 +53,7 @@ def _run_once(signature: Signature) -> None:
         try:
             signature.call(*_cast(signature, _made_up(signature.spec, 1, dim, rows_only=False)))
             return
-        except Exception:  # noqa: PERF203 - anything the model's own operations may raise
+        except Exception:  # anything the model's own operations may raise
             continue
 
 
@@ -83,7 +83,7 @@ def _working_dim(signature: Signature) -> int:
         try:
             signature.call(*_cast(signature, _made_up(signature.spec, 1, dim)))
             return dim
-        except Exception:  # noqa: PERF203 - anything the model's own operations may raise
+        except Exception:  # anything the model's own operations may raise
             continue
     return 0
 

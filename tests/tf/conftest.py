@@ -1,0 +1,49 @@
+"""Sample models, made once a session in a process of their own: tests here need not import TensorFlow themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+_MAKE = """
+import sys
+from tfpool.testing import models
+for name in sys.argv[2:]:
+    models.MAKERS[name](sys.argv[1])
+if "half_plus_two" in sys.argv[2:]:
+    models.make_half_plus_two(sys.argv[1], version=2, offset=3.0)
+"""
+
+
+@pytest.fixture(scope="session")
+def sample_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Base paths by name; half_plus_two has versions 1 (y = x/2 + 2) and 2 (y = x/2 + 3)."""
+    directory = str(tmp_path_factory.mktemp("models"))
+    names = ("half_plus_two", "string_length", "two_signatures", "truncated")
+    made = subprocess.run([sys.executable, "-c", _MAKE, directory, *names], capture_output=True, text=True, timeout=90)
+    assert made.returncode == 0, made.stderr[-2000:]
+    return {name: os.path.join(directory, name) for name in names}
+
+
+@pytest.fixture(scope="session")
+def session_members() -> Callable[[int], list[int]]:
+    """Processes that belong to the session a process leads: all of a pool's that was started in one of its own."""
+
+    def members(leader: int) -> list[int]:
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    with open(f"/proc/{name}/stat", "rb") as file:
+                        state, _, _, session = file.read().rpartition(b")")[2].split()[:4]
+                except OSError:
+                    continue
+                if int(session) == leader and state != b"Z":
+                    found.append(int(name))
+        return found
+
+    return members

@@ -1,0 +1,169 @@
+"""Worker time in proportion to weights, seen through the scheduler's door: one worker, virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from tfpool.scheduler import events as ev
+from tfpool.scheduler.core import Scheduler
+from tfpool.scheduler.fairness import Turns
+from tfpool.scheduler.work import Batch, BatchPolicy, Input, QueueSpec, Segment
+from tfpool.shm.layout import Layout
+from tfpool.types import ModelKey
+
+
+@dataclass
+class Load:
+    """A client that keeps ``depth`` requests of one model in flight from ``begin`` to ``end``."""
+
+    name: str
+    cost: float
+    depth: int
+    weight: float = 1.0
+    max_rows: int = 4
+    begin: float = 0.0
+    end: float = float("inf")
+
+
+class Lane:
+    """One worker that runs one batch after another, and the clients that keep it busy."""
+
+    def __init__(self, loads: list[Load]) -> None:
+        self.loads = {load.name: load for load in loads}
+        self.scheduler = Scheduler(Layout(1 << 22))
+        self.specs = {}
+        for i, load in enumerate(loads):
+            policy = BatchPolicy(max_rows=load.max_rows, weight=load.weight)
+            key = ModelKey(load.name, 1)
+            self.specs[load.name] = QueueSpec(i, key, 0, (Input((1,), 4, False),), True, True, True, policy)
+        self.now = 0.0
+        self.runs: list[tuple[str, float, float]] = []
+        self._fifo: list[Batch] = []
+        self._next = 0
+        self._tell(ev.WorkerJoined("w", "w"))
+        for spec in self.specs.values():
+            self._tell(ev.Routed(spec.servable, "w"))
+
+    def _tell(self, event: ev.Event) -> None:
+        for action in self.scheduler.handle(event, self.now):
+            if isinstance(action, ev.Dispatch):
+                self._fifo.append(action.batch)
+
+    def _submit(self, name: str, count: int) -> None:
+        for _ in range(count):
+            self._next += 1
+            segment = Segment(b"c", self._next, 1, 1, float("inf"), self.now, [b"0000"])
+            self._tell(ev.Submit(self.specs[name], segment))
+
+    def run(self, until: float) -> dict[str, float]:
+        """Worker seconds of each model up to ``until``."""
+        waiting = sorted(self.loads.values(), key=lambda load: load.begin)
+        while self.now < until:
+            while waiting and waiting[0].begin <= self.now:
+                self._submit(waiting[0].name, waiting.pop(0).depth)
+            self._tell(ev.Turn())
+            if not self._fifo:
+                if not waiting:
+                    break
+                self.now = waiting[0].begin
+                continue
+            batch = self._fifo.pop(0)
+            name = batch.spec.servable.name
+            begin, self.now = self.now, self.now + self.loads[name].cost
+            self.runs.append((name, begin, self.now))
+            self._tell(ev.Completed("w", batch.id, self.loads[name].cost, 64))
+            if self.now < self.loads[name].end:
+                self._submit(name, batch.rows)
+        return self.share(0.0, until)
+
+    def share(self, begin: float, end: float) -> dict[str, float]:
+        total = dict.fromkeys(self.loads, 0.0)
+        for name, start, stop in self.runs:
+            total[name] += max(0.0, min(stop, end) - max(start, begin))
+        return total
+
+
+@pytest.mark.parametrize("costs", [(1.0, 1.0), (1.0, 10.0), (0.5, 7.0)])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 3.0), (5.0, 1.0)])
+@pytest.mark.parametrize("depth", [64, 8, 4, 2])
+def test_worker_time_follows_the_weights(costs: tuple[float, float], weights: tuple[float, float], depth: int) -> None:
+    """Deep queues, and queues that are empty whenever a batch has left (depths up to the batch size)."""
+    lane = Lane([Load("a", costs[0], depth, weights[0]), Load("b", costs[1], depth, weights[1])])
+    share = lane.run(until=2000.0)
+    busy = sum(share.values())
+    assert busy > 1990.0
+    if depth > 4:
+        assert share["a"] / busy == pytest.approx(weights[0] / sum(weights), abs=0.03)
+    else:  # a model that has nothing waiting cannot be given more than every other turn
+        fair = weights[0] / sum(weights)
+        alternating = costs[0] / sum(costs)
+        low, high = min(fair, alternating), max(fair, alternating)
+        assert low - 0.03 <= share["a"] / busy <= high + 0.03
+
+
+@pytest.mark.parametrize("ratio", [1.0, 4.0, 20.0])
+def test_a_cheap_model_is_not_starved_by_a_dear_one_with_empty_queues(ratio: float) -> None:
+    """Two batches of each in flight: whoever has just run waits again before the other has ended."""
+    lane = Lane([Load("cheap", 1.0, 8), Load("dear", ratio, 8)])
+    share = lane.run(until=1000.0)
+    assert share["cheap"] == pytest.approx(500.0, rel=0.08)
+
+
+def test_three_models_share_by_weight() -> None:
+    lane = Lane([Load("a", 1.0, 32, 1.0), Load("b", 2.0, 32, 2.0), Load("c", 5.0, 32, 4.0)])
+    share = lane.run(until=3500.0)
+    assert share["a"] == pytest.approx(500.0, rel=0.05)
+    assert share["b"] == pytest.approx(1000.0, rel=0.05)
+    assert share["c"] == pytest.approx(2000.0, rel=0.05)
+
+
+def test_a_newcomer_neither_starves_nor_is_starved() -> None:
+    lane = Lane([Load("old", 1.0, 32), Load("new", 1.0, 32, begin=1000.0)])
+    lane.run(until=1200.0)
+    assert lane.share(0.0, 1000.0)["old"] == pytest.approx(1000.0)
+    later = lane.share(1000.0, 1200.0)
+    assert later["new"] == pytest.approx(100.0, rel=0.1), "it gets its half, and no credit for the time before"
+    first_window = lane.share(1000.0, 1010.0)
+    assert first_window["new"] >= 3.0
+    assert first_window["old"] >= 3.0
+
+
+def test_one_that_comes_back_has_no_credit_for_its_absence() -> None:
+    lane = Lane([Load("a", 1.0, 16), Load("b", 1.0, 16, end=100.0), Load("c", 1.0, 16, begin=900.0)])
+    lane.run(until=1000.0)
+    assert lane.share(900.0, 1000.0)["a"] == pytest.approx(50.0, rel=0.15)
+
+
+def test_what_a_batch_really_took_is_charged() -> None:
+    turns = Turns()
+    turns.join("a")
+    turns.join("b")
+    first = turns.pick(lambda _: True, False)
+    assert first == "a"
+    turns.start("a", 0.0)  # thought to be free
+    turns.settle("a", 10.0)
+    order = []
+    for _ in range(10):
+        model = turns.pick(lambda _: True, False)
+        assert model is not None
+        order.append(model)
+        turns.start(model, 1.0)
+    assert order == ["b"] * 10
+
+
+def test_only_the_ready_are_picked_and_the_others_keep_their_turn() -> None:
+    turns = Turns()
+    for model in "abc":
+        turns.join(model)
+    assert turns.pick(lambda m: m == "c", False) == "c"
+    assert turns.pick(lambda m: m == "c", True) is None
+    assert turns.pick(lambda m: True, True) == "a"
+    turns.leave("a")
+    assert "a" not in turns
+    assert turns.pick(lambda m: True, False) == "b"
+    turns.leave("b")
+    turns.leave("c")
+    assert not turns
+    assert turns.pick(lambda m: True, False) is None

@@ -1,0 +1,198 @@
+"""The serve command: starts a pool in this process and its children."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tfpool.cli.options import named_path
+from tfpool.cli.output import counted
+from tfpool.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tfpool.settings import Settings
+
+
+def _workers(text: str) -> int | str:
+    if text != "auto" and not re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII):
+        raise click.BadParameter(f"got {text!r}, expected a whole number from 1, or 'auto'")
+    return text if text == "auto" else int(text)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"got {text!r}, expected KEY=JSON: {error}") from None
+
+
+@click.command()
+@click.option("-c", "--config", "path", type=click.Path(), metavar="CONFIG.toml", help="A configuration; options win.")
+@click.option(
+    "--model",
+    "models",
+    type=named_path,
+    metavar="NAME=DIR",
+    multiple=True,
+    help="A model: DIR holds version directories (1, 2, ...), or is itself a SavedModel.  [repeatable]",
+)
+@click.option(
+    "--models-root",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Every directory in DIR that holds a model, under its own name.",
+)
+@click.option("--listen", multiple=True, metavar="ENDPOINT", help="ipc://PATH or tcp://HOST:PORT.  [repeatable]")
+@click.option("--admin-listen", metavar="ENDPOINT", help="Where admin commands are taken.")
+@click.option("--workers", type=_workers, metavar="N|auto", help="Worker processes.  [default: auto: by the CPUs]")
+@click.option("--threads-per-worker", type=click.IntRange(1), metavar="N", help="[default: a worker's CPUs]")
+@click.option("--memory-budget", metavar="SIZE", help="Memory of all workers together, such as 8GiB.")
+@click.option("--shm-budget", metavar="SIZE", help="Shared memory for batches.  [default: 128MiB]")
+@click.option("--insecure", is_flag=True, help="Allow tcp endpoints that other hosts can reach.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="[default: info; on a terminal warning]",
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="[default: text]")
+@click.option("--owner-fd", type=int, hidden=True)
+@click.option("--set", "settings", type=_setting, multiple=True, hidden=True)
+@click.pass_context
+def serve(
+    ctx: click.Context,
+    path: str | None,
+    models: tuple[tuple[str, str], ...],
+    models_root: str | None,
+    listen: tuple[str, ...],
+    admin_listen: str | None,
+    workers: int | str | None,
+    threads_per_worker: int | None,
+    memory_budget: str | None,
+    shm_budget: str | None,
+    insecure: bool,
+    log_level: str | None,
+    log_format: str | None,
+    owner_fd: int | None,
+    settings: tuple[tuple[str, Any], ...],
+) -> None:
+    """Start a pool, and serve models.
+
+    \b
+      tfpool serve --model mnist=models/mnist --model half=models/half_plus_two
+      tfpool serve --models-root models --workers 4 --memory-budget 8GiB
+      tfpool serve -c pool.toml --log-format json
+
+    It ends at SIGTERM, Ctrl-C or 'tfpool shutdown'. Without --listen it is this user's own pool, which every
+    command finds by itself. A model that cannot be loaded keeps no other from serving. Once every model serves or
+    has failed, one line on stdout says so; the log goes to stderr. A pool that is told to end finishes what waits,
+    within 8 seconds; told twice, it ends at once.
+    """
+    if not (path or models or models_root):
+        raise click.UsageError("expected models: --model NAME=DIR, --models-root DIR or --config CONFIG.toml")
+    chosen = _models(models, models_root)
+    watched = sys.stderr.isatty() and owner_fd is None
+    if watched and log_level is None and path is None:
+        log_level = "warning"
+    from tfpool import config
+    from tfpool.supervisor import main as supervisor
+
+    overrides: dict[str, Any] = {
+        "admin_listen": admin_listen,
+        "workers": workers,
+        "threads_per_worker": threads_per_worker,
+        "memory_budget": memory_budget,
+        "shm_budget": shm_budget,
+        "insecure": True if insecure else None,
+        "log_level": log_level,
+        "log_format": log_format,
+        **dict(settings),
+    }
+    made = config.build(chosen, file=path, listen=listen, **overrides)
+    status = supervisor.serve(made, _Starting(made, watched), owner_fd)
+    if owner_fd is not None:
+        _tidy(made)
+    ctx.exit(status)
+
+
+def _models(named: tuple[tuple[str, str], ...], root: str | None) -> dict[str, str]:
+    from tfpool.repository.scan import scan
+    from tfpool.settings import check_model_name
+
+    found: dict[str, str] = {}
+    for name in sorted(os.listdir(root)) if root else ():
+        directory = os.path.join(root or "", name)
+        if not os.path.isdir(directory):
+            continue
+        try:
+            scan(directory)
+            found[check_model_name(name)] = directory
+        except NotFound:
+            continue
+        except InvalidArgument as error:
+            click.echo(f"warning: {directory} is left out: a model's name: {error.message}", err=True)
+    if root and not found:
+        raise NotFound(f"{root}: found no directory that holds a model")
+    given: dict[str, str] = {}
+    for name, directory in named:
+        if name in given:
+            raise click.UsageError(f"got --model {name} twice, expected names that differ")
+        given[name] = directory
+    return found | given
+
+
+def _tidy(settings: Settings) -> None:
+    """Remove the private directories of an embedded pool, whose owner may have died."""
+    for endpoint in settings.server.listen:
+        if endpoint.startswith("ipc://"):
+            with suppress(OSError):  # not empty: they are not that private
+                os.rmdir(os.path.dirname(endpoint.removeprefix("ipc://")))
+
+
+class _Starting:
+    """Shows how far start-up is. Threads are out: the supervisor forks."""
+
+    def __init__(self, settings: Settings, watched: bool) -> None:
+        self._endpoint = settings.server.listen[0]
+        self._watched = watched
+        self._bar: Progress | None = None
+        self._ready = False
+
+    def __call__(self, state: dict[str, int]) -> None:
+        if self._ready:
+            return
+        settled = state["available"] + state["failed"]
+        self._ready = settled >= state["models"] and state["workers_ready"] >= state["workers"]
+        if self._watched:
+            self._draw(settled, state)
+        if self._ready:
+            failed = f" ({state['failed']} failed: see tfpool models)" if state["failed"] else ""
+            serving, workers = counted(state["available"], "model"), counted(state["workers"], "worker")
+            with suppress(OSError):  # a pool outlives whoever read its stdout
+                click.echo(f"serving {serving} on {self._endpoint} with {workers}{failed}")
+
+    def _draw(self, settled: int, state: dict[str, int]) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from tfpool.cli.output import console
+
+        if self._bar is None:
+            columns = (TextColumn("loading models"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=console(stderr=True), auto_refresh=False, transient=True)
+            self._bar.add_task("loading", total=None)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], total=state["models"], completed=settled)
+        if self._ready:
+            self._bar.stop()
+            return
+        self._bar.refresh()
+        self._bar.console.file.write("\r")  # so that a line of the log covers the bar, rather than following it
+        self._bar.console.file.flush()

@@ -1,0 +1,156 @@
+"""All queues, and which of them have something waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tfpool.scheduler.work import Join, Queue, QueueSpec, Segment
+from tfpool.types import ModelKey
+
+NEVER = float("inf")
+
+
+class Backlog:
+    """Queues by id, and by model those that are not empty. ``expiry`` is when the next deadline passes, or earlier."""
+
+    def __init__(self) -> None:
+        self.queues: dict[int, Queue] = {}
+        self.expiry = NEVER
+        self._waiting: dict[str, dict[int, Queue]] = {}
+
+    def open(self, spec: QueueSpec, out_row_bytes: int) -> Queue:
+        queue = self.queues.get(spec.id)
+        if queue is None:
+            queue = self.queues[spec.id] = Queue(spec, out_row_bytes=out_row_bytes)
+        return queue
+
+    def close(self, queue_id: int) -> None:
+        """Forget a queue as soon as it is empty."""
+        queue = self.queues.get(queue_id)
+        if queue is not None:
+            queue.closing = True
+            if not queue.segments:
+                del self.queues[queue_id]
+
+    def wake(self, queue: Queue) -> None:
+        """A queue has something waiting."""
+        self.queues[queue.spec.id] = queue
+        self._waiting.setdefault(queue.spec.servable.name, {})[queue.spec.id] = queue
+        if queue.earliest < self.expiry:
+            self.expiry = queue.earliest
+
+    def rest(self, queue: Queue) -> bool:
+        """A queue may have become empty; True when nothing of its model waits any more."""
+        if queue.segments:
+            return False
+        queue.rows = 0
+        queue.earliest = NEVER
+        name = queue.spec.servable.name
+        group = self._waiting.get(name)
+        if group is not None:
+            group.pop(queue.spec.id, None)
+            if not group:
+                del self._waiting[name]
+        if queue.closing:
+            self.queues.pop(queue.spec.id, None)
+        return name not in self._waiting
+
+    def of_model(self, name: str) -> list[Queue]:
+        """Queues of a model in which something waits."""
+        return list(self._waiting.get(name, {}).values())
+
+    def of_servable(self, servable: ModelKey) -> list[Queue]:
+        return [queue for queue in self.of_model(servable.name) if queue.spec.servable == servable]
+
+    def waiting(self) -> list[Queue]:
+        """All queues in which something waits."""
+        return [queue for group in self._waiting.values() for queue in group.values()]
+
+    # -- taking requests out of the middle ---------------------------------------------------------------------
+
+    def late(self, now: float) -> Iterator[tuple[Queue, list[Segment]]]:
+        """Take out what waits past its deadline; sets when to look again."""
+        following = NEVER
+        for queue in self.waiting():
+            if queue.earliest <= now:
+                gone = remove(queue, lambda segment: segment.deadline <= now)
+                if gone:
+                    yield queue, gone
+            if queue.segments:
+                following = min(following, queue.earliest)
+        self.expiry = following
+
+    def cancelled(self, client: bytes, ranges: list[tuple[int, int]]) -> Iterator[tuple[Queue, list[Segment]]]:
+        """Take out the requests ``(first, count)`` of a client."""
+        for queue in self.waiting():
+            kept: list[Segment] = []
+            gone: list[Segment] = []
+            for segment in queue.segments:
+                if segment.client != client:
+                    kept.append(segment)
+                else:
+                    _sift(segment, ranges, kept, gone)
+            if gone:
+                replace(queue, kept)
+                yield queue, gone
+
+    def of_client(self, client: bytes) -> Iterator[tuple[Queue, list[Segment]]]:
+        """Take out all requests of a client."""
+        for queue in self.waiting():
+            gone = remove(queue, lambda segment: segment.client == client)
+            if gone:
+                yield queue, gone
+
+
+def remove(queue: Queue, unwanted: Callable[[Segment], bool]) -> list[Segment]:
+    """Take segments out of a queue."""
+    gone = [segment for segment in queue.segments if unwanted(segment)]
+    replace(queue, [segment for segment in queue.segments if not unwanted(segment)] if gone else list(queue.segments))
+    return gone
+
+
+def replace(queue: Queue, segments: list[Segment]) -> None:
+    """Have exactly these segments wait."""
+    queue.segments.clear()
+    queue.segments.extend(segments)
+    queue.rows = sum(segment.count * segment.rows for segment in segments)
+    queue.earliest = min((segment.deadline for segment in segments), default=NEVER)
+
+
+def explode(segment: Segment) -> list[Segment]:
+    """Requests larger than a batch, each as one segment of single rows with a join."""
+    return [
+        Segment(
+            segment.client,
+            0,
+            segment.rows,
+            1,
+            segment.deadline,
+            segment.arrived,
+            segment.buffers,
+            segment.priority,
+            (segment.start + i) * segment.rows,
+            segment.payload,
+            segment.regions,
+            segment.reply,
+            Join(segment.first + i, segment.rows),
+        )
+        for i in range(segment.count)
+    ]
+
+
+def _sift(segment: Segment, ranges: list[tuple[int, int]], kept: list[Segment], gone: list[Segment]) -> None:
+    """Split one segment into what is still wanted and what is not."""
+    if segment.join is not None:
+        request = segment.join.request
+        hit = any(first <= request < first + count for first, count in ranges)
+        (gone if hit else kept).append(segment)
+        return
+    for first, count in sorted(ranges):
+        begin, end = max(first, segment.first), min(first + count, segment.first + segment.count)
+        if begin < end:
+            if begin > segment.first:
+                kept.append(segment.take(begin - segment.first))
+            gone.append(segment.take(end - begin))
+    if segment.count:
+        kept.append(segment)
