@@ -64,8 +64,7 @@ def test_many_threads_share_the_own_client(pool: tfpool.Pool) -> None:
     answers: list[list[float]] = []
 
     def ask() -> None:
-        for _ in range(20):
-            answers.append(pool.client().predict("half_plus_two", X)["y"].tolist())
+        answers.extend(pool.client().predict("half_plus_two", X)["y"].tolist() for _ in range(20))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:

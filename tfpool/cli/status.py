@@ -88,10 +88,8 @@ def _show_model(rows: list[dict[str, Any]]) -> None:
     click.echo(f"batching: {_batching(rows[0]['batching'])}")
     meter = rows[0]["meters"]
     errors = ", ".join(f"{count:,} {code}" for code, count in meter["errors"].items()) or "no errors"
-    click.echo(
-        f"since the start: {meter['requests']:,} requests, {meter['rows']:,} rows in {meter['batches']:,} batches, "
-        f"{meter['retries']:,} retries, {errors}"
-    )
+    counts = f"{meter['requests']:,} requests, {meter['rows']:,} rows in {meter['batches']:,} batches"
+    click.echo(f"since the start: {counts}, {errors}")
     if meter["batches"]:
         click.echo()
         lines: list[list[object]] = [

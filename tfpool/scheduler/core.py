@@ -256,10 +256,12 @@ class Scheduler:
             self._refuse(batch.spec, batch.pieces, event.error, actions)
             return
         # One request may have failed the others: run the halves apart, until the culprit is alone.
-        for piece in reversed(batch.pieces):
+        again = [piece for piece in batch.pieces if piece.join is None or not piece.join.failed]
+        for piece in reversed(again):
             piece.limit = max(1, batch.rows // 2)
             batch.queue.push_back(piece)
-        self._wake(batch.queue)
+        if again:
+            self._wake(batch.queue)
 
     def _end(self, worker_name: WorkerName, batch_id: BatchId, run: float) -> Batch | None:
         worker = self._workers.get(worker_name)

@@ -127,7 +127,11 @@ class Queue:
     def push(self, segment: Segment) -> None:
         segments = self.segments
         if segments and segments[-1].priority < segment.priority:
-            at = next(i for i, other in enumerate(segments) if other.priority < segment.priority)
+            at = len(segments)
+            for other in reversed(segments):  # one that has come back to the head may be of lower priority
+                if other.priority >= segment.priority:
+                    break
+                at -= 1
             segments.insert(at, segment)
         else:
             segments.append(segment)
