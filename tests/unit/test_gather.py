@@ -157,7 +157,7 @@ def test_whole_tensors_are_one_piece() -> None:
     queue.push(Segment(b"c", 7, 1, 1, 9.0, 0.0, frames, 0, 0, payload))
     layout, memory = Layout(8192), memoryview(bytearray(8192))
     lease = layout.lease(input_bytes(queue, 1))
-    batch = plan(1, queue, "w", queue.take_one(), lease, False, 0.0)
+    batch = plan(1, queue, "w", [queue.take_one()], lease, False, 0.0)
     gather(batch, memory)
     (offset, shape, _, _), (lengths, _, at, nbytes) = input_fields(batch, spec)
     assert np.frombuffer(memory[offset : offset + 24], np.float32).reshape(shape).tolist() == matrix.tolist()

@@ -132,6 +132,7 @@ class Scheduler:
             for queue, late in self.backlog.late(now):
                 self._refuse(queue.spec, late, DeadlineExceeded("the deadline passed in the queue"), actions)
                 self._rest(queue)
+            self._feed_starved()
         self._next_ripe = NEVER
         if not self._hungry:
             return
@@ -277,7 +278,7 @@ class Scheduler:
         return batch
 
     def _feed_starved(self) -> None:
-        """The arena has room again."""
+        """The arena has room again, or a head that found none is gone."""
         if self._starved:
             self._hungry.update((name, None) for name in self._starved if name in self._workers)
             self._starved.clear()
@@ -307,10 +308,12 @@ class Scheduler:
         for queue, gone in self.backlog.cancelled(event.client, event.ranges):
             self._refuse(queue.spec, gone, Cancelled("cancelled by the client"), actions)
             self._rest(queue)
+        self._feed_starved()
 
     def _client_gone(self, event: ev.ClientGone, now: float, actions: list[ev.Action]) -> None:
         for queue, _ in self.backlog.of_client(event.client):
             self._rest(queue)
+        self._feed_starved()
 
     def _worker_joined(self, event: ev.WorkerJoined, now: float, actions: list[ev.Action]) -> None:
         self._workers[event.worker] = _Worker(event.worker, event.holder)
@@ -369,6 +372,7 @@ class Scheduler:
             replace(queue, [])
             self._refuse(queue.spec, gone, event.error, actions)
             self._rest(queue)
+        self._feed_starved()
         self._estimates.forget(event.servable)
 
     def _queue_closed(self, event: ev.QueueClosed, now: float, actions: list[ev.Action]) -> None:

@@ -12,9 +12,8 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,27 +91,13 @@ def make_models(names: Sequence[str], directory: str, say: Callable[[str], None]
     from tfpool.supervisor.zygote import import_tensorflow
     from tfpool.testing.models import MAKERS
 
-    with _native_stderr_closed():
-        import_tensorflow()
+    import_tensorflow()
     paths = {}
     for name in names:
         started = time.monotonic()
         paths[name] = MAKERS[name](directory)
         say(f"made {name} in {time.monotonic() - started:.1f} s")
     return paths
-
-
-@contextmanager
-def _native_stderr_closed() -> Iterator[None]:
-    """TensorFlow's import tells of oneDNN on descriptor 2, whatever its log level is."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def check(client: Client, name: str, path: str) -> Verdict:

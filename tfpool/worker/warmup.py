@@ -70,7 +70,7 @@ def _compare(signature: Signature) -> str:
                 many, one = together[at], alone[at]
                 if many.shape[:1] != (PROOF_ROWS,) or one.shape[:1] != (1,):
                     return f"output {output.name!r} does not keep the rows: {PROOF_ROWS} gave shape {many.shape}"
-                if not _same(many[i], one[0]):
+                if not _same(many[i : i + 1], one):
                     return f"output {output.name!r} of one row depends on the others (or is random)"
     except Exception as error:
         return f"made-up inputs of {PROOF_ROWS} rows failed: {' '.join(str(error).split())[:200]}"

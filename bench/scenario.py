@@ -1,0 +1,192 @@
+"""What a scenario is and what it gives: figures of ours beside a reference, their spread over repeats, a verdict.
+
+A repeat measures the reference, then ours, so that a drift of the machine meets both. Ratios are taken within a
+repeat; what is judged is their median.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal, Protocol
+
+Verdict = Literal["ok", "missed", ""]
+
+WINDOW_SECONDS = 3.0
+QUICK_SECONDS = 0.3
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """The bound that a figure should keep, and the better one that we aim for.
+
+    It is on the ratio to the reference, or with ``on="ours"`` on our own value.
+    """
+
+    bound: float
+    aim: float | None = None
+    on: Literal["ratio", "ours"] = "ratio"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The values of the repeats, in their order."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def least(self) -> float:
+        return min(self.values)
+
+    @property
+    def most(self) -> float:
+        return max(self.values)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table. ``detail`` has what else the repeats told, an item a repeat."""
+
+    name: str
+    unit: str
+    ours: Spread
+    reference: Spread | None = None
+    target: Target | None = None
+    higher_is_better: bool = True
+    detail: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def ratio(self) -> Spread | None:
+        """Ours over the reference, within each repeat."""
+        if self.reference is None:
+            return None
+        return Spread(tuple(a / b for a, b in zip(self.ours.values, self.reference.values, strict=True)))
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the median keeps the target; empty where there is none."""
+        return "" if self.target is None else "ok" if self._keeps(self.target.bound) else "missed"
+
+    @property
+    def aimed(self) -> bool:
+        """Whether the median reaches what we aim for."""
+        return self.target is not None and self.target.aim is not None and self._keeps(self.target.aim)
+
+    def _keeps(self, bound: float) -> bool:
+        assert self.target is not None
+        judged = self.ours if self.target.on == "ours" else self.ratio
+        if judged is None:
+            raise ValueError(f"{self.name}: its target is on a ratio, and it has no reference")
+        return judged.median >= bound if self.higher_is_better else judged.median <= bound
+
+
+class Progress(Protocol):
+    """Who is told how far a scenario is."""
+
+    def say(self, text: str) -> None: ...
+
+    def step(self) -> None: ...
+
+
+class Models(Protocol):
+    """Where the models of this run lie, and rows with the answers that TensorFlow gives, by model."""
+
+    paths: Mapping[str, str]
+    samples: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure, how often, and with what. ``seconds`` None leaves the length to the scenario."""
+
+    models: Models
+    directory: str
+    progress: Progress
+    seconds: float | None = None
+    repeat: int = REPEATS
+    quick: bool = False
+
+    @property
+    def window(self) -> float:
+        """Seconds of one measurement."""
+        return self.seconds or (QUICK_SECONDS if self.quick else WINDOW_SECONDS)
+
+    @property
+    def warm_up(self) -> float:
+        """Seconds of load before each measurement."""
+        return max(0.2, min(1.0, self.window / 2))
+
+    def repeats(self) -> Iterator[int]:
+        """The numbers of the repeats, as the progress bar follows them."""
+        for number in range(self.repeat):
+            yield number
+            self.progress.step()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A measurement. ``models`` are the names of those it needs, ``targets`` are by the name of the figure."""
+
+    name: str
+    description: str
+    measure: Callable[[Settings], Iterable[Figure]]
+    models: tuple[str, ...] = ()
+    targets: Mapping[str, Target] = field(default_factory=dict)
+
+
+@dataclass
+class _Row:
+    unit: str
+    higher_is_better: bool
+    ours: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
+    detail: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+class Sheet:
+    """Collects values by figure while the repeats go on."""
+
+    def __init__(self, targets: Mapping[str, Target]) -> None:
+        self._targets = targets
+        self._rows: dict[str, _Row] = {}
+
+    def add(
+        self,
+        name: str,
+        unit: str,
+        ours: float,
+        reference: float | None = None,
+        *,
+        higher_is_better: bool = True,
+        **detail: Any,
+    ) -> None:
+        """One repeat's value of the figure ``name``."""
+        row = self._rows.setdefault(name, _Row(unit, higher_is_better))
+        row.ours.append(ours)
+        if reference is not None:
+            row.reference.append(reference)
+        if detail:
+            row.detail.append(detail)
+
+    def figures(self) -> Sequence[Figure]:
+        """All figures, in the order in which they first came. Raises ValueError for a target without its figure."""
+        if missing := set(self._targets) - set(self._rows):
+            raise ValueError(f"no figure was measured for the targets {', '.join(sorted(missing))}")
+        return [
+            Figure(
+                name,
+                row.unit,
+                Spread(tuple(row.ours)),
+                Spread(tuple(row.reference)) if row.reference else None,
+                self._targets.get(name),
+                row.higher_is_better,
+                tuple(row.detail),
+            )
+            for name, row in self._rows.items()
+        ]

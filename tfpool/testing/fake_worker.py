@@ -1,0 +1,333 @@
+"""A pool without TensorFlow: supervisor, broker and workers are the real ones, the models are numpy functions.
+
+A model's directory holds an empty ``saved_model.pb``; its base name says which of :data:`KINDS` it is. ``python -m
+tfpool.testing.fake_worker FILE`` serves the pickled settings in FILE; :class:`FakePool` starts that as a process.
+:func:`run` is one worker, for tests that are the supervisor themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfpool.client.sync import Client
+from tfpool.errors import FailedPrecondition, InvalidArgument, TfpoolError
+from tfpool.settings import BatchingSettings, ModelSettings, PoolSettings, ServerSettings, Settings, WorkerSettings
+from tfpool.types import DType, Shape, SignatureSpec, TensorSpec, numpy_dtype
+from tfpool.worker import executor, loader, main, warmup
+from tfpool.worker.boot import Boot
+from tfpool.worker.loader import Loaded, Signature
+
+CRASH_VALUE = 13.0
+POISON_VALUE = 7.0
+SPILL_FLOATS = 50_000
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+_STEP_SECONDS = 0.01
+
+Function = Callable[..., Sequence[Any]]
+
+
+def run(sock: socket.socket, name: str, load_concurrency: int = 1) -> None:
+    """Be a worker until told to stop."""
+    install()
+    main.run(sock, Boot(name, load_concurrency=load_concurrency, log_level="error"))
+
+
+def install() -> None:
+    """Have the workers of this process, and of those that it forks, load numpy functions."""
+    loader.session_config = lambda threads, gpu_memory: None
+    loader.load = load
+    loader.explain = executor.explain = explain
+    warmup.warm = lambda loaded, sizes: None
+
+
+def explain(error: Exception, what: str) -> TfpoolError:
+    """Like the loader's, without TensorFlow's errors."""
+    return error if isinstance(error, TfpoolError) else FailedPrecondition(f"{what}: {error!r}")
+
+
+class _Session:
+    def close(self) -> None:
+        pass
+
+
+def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[str] = ()) -> Loaded:
+    """The model that the directory's name asks for. Raises FailedPrecondition for the broken one."""
+    return Loaded(_Session(), KINDS[Path(path).parent.name.split("-")[0]](path), {})
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+def signature(
+    call: Function,
+    inputs: dict[str, tuple[DType, Shape | None]],
+    outputs: dict[str, tuple[DType, Shape | None]],
+    *,
+    name: str = "serving_default",
+    batchable: bool = True,
+    mutates: bool = False,
+) -> Signature:
+    """A signature of a numpy function that takes its inputs, and gives its outputs, in the order of their names."""
+    into, out = (
+        tuple(TensorSpec(key, *tensors[key]) for key in sorted(tensors)) for tensors in (inputs, outputs)
+    )
+    reason = "" if batchable else "it says so"
+    spec = SignatureSpec(name, "predict", into, out, batchable and not mutates, mutates, reason)
+    return Signature(spec, call, tuple(numpy_dtype(t.dtype) for t in into), tuple(range(len(out))))
+
+
+def _double(path: str) -> list[Signature]:
+    """y = 2 x, any row of floats."""
+    return [signature(lambda x: (x * 2,), {"x": (DType.FLOAT, (-1, -1))}, {"y": (DType.FLOAT, (-1, -1))})]
+
+
+def _echo(path: str) -> list[Signature]:
+    """y = x; a signature a dtype, of any rank."""
+    return [
+        signature(lambda x: (x.copy(),), {"x": (dtype, None)}, {"y": (dtype, None)}, name=dtype.label)
+        for dtype in DType
+    ]
+
+
+def _add(path: str) -> list[Signature]:
+    """``sum`` = a + b and ``text``, the first byte of s repeated as often as a's first column says."""
+
+    def call(a: Any, b: Any, s: Any) -> Sequence[Any]:
+        text = [item[:1] * int(n) for item, n in zip(s.tolist(), a[:, 0], strict=True)]
+        return a + b, np.array(text, object)
+
+    return [
+        signature(
+            call,
+            {"a": (DType.FLOAT, (-1, 3)), "b": (DType.FLOAT, (-1, 1)), "s": (DType.STRING, (-1,))},
+            {"sum": (DType.FLOAT, (-1, 3)), "text": (DType.STRING, (-1,))},
+        )
+    ]
+
+
+def _text(path: str) -> list[Signature]:
+    """Strings [?, ?] -> their lengths."""
+
+    def call(s: Any) -> Sequence[Any]:
+        return (np.array([[len(item) for item in row] for row in s.tolist()], np.int32).reshape(s.shape),)
+
+    return [signature(call, {"s": (DType.STRING, (-1, -1))}, {"length": (DType.INT32, (-1, -1))})]
+
+
+def _matrix(path: str) -> list[Signature]:
+    """x [3, 3], no dimension open -> its diagonal and its trace (0-d)."""
+    return [
+        signature(
+            lambda x: (np.diag(x).copy(), np.float32(np.trace(x))),
+            {"x": (DType.FLOAT, (3, 3))},
+            {"diagonal": (DType.FLOAT, (3,)), "trace": (DType.FLOAT, ())},
+            batchable=False,
+        )
+    ]
+
+
+def _slow(path: str) -> list[Signature]:
+    """y = x, after as many seconds as the largest x says."""
+
+    def call(x: Any) -> Sequence[Any]:
+        time.sleep(float(x.max(initial=0.0)))
+        return (x.copy(),)
+
+    return [signature(call, {"x": (DType.FLOAT, (-1,))}, {"y": (DType.FLOAT, (-1,))})]
+
+
+def _crash(path: str) -> list[Signature]:
+    """y = x, but a row of 13 kills the process; a negative row does so once, and leaves the file ``crashed``."""
+
+    def call(x: Any) -> Sequence[Any]:
+        flag = Path(path) / "crashed"
+        if (x == CRASH_VALUE).any() or (x.min(initial=0.0) < 0 and not flag.exists()):
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (x.copy(),)
+
+    return [signature(call, {"x": (DType.FLOAT, (-1,))}, {"y": (DType.FLOAT, (-1,))})]
+
+
+def _poison(path: str) -> list[Signature]:
+    """y = x, but a row of 7 fails the whole batch."""
+
+    def call(x: Any) -> Sequence[Any]:
+        if (x == POISON_VALUE).any():
+            raise InvalidArgument("a row of 7")
+        return (x.copy(),)
+
+    return [signature(call, {"x": (DType.FLOAT, (-1,))}, {"y": (DType.FLOAT, (-1,))})]
+
+
+def _wrong(path: str) -> list[Signature]:
+    """Gives a row too many."""
+    return [
+        signature(
+            lambda x: (np.concatenate([x, x[:1]]),), {"x": (DType.FLOAT, (-1,))}, {"y": (DType.FLOAT, (-1,))}
+        )
+    ]
+
+
+def _spill(path: str) -> list[Signature]:
+    """A row of one number -> a row of 50,000 of it, which no lease had room for at first."""
+    return [
+        signature(
+            lambda x: (np.repeat(x[:, None], SPILL_FLOATS, axis=1),),
+            {"x": (DType.FLOAT, (-1,))},
+            {"y": (DType.FLOAT, (-1, SPILL_FLOATS))},
+        )
+    ]
+
+
+def _counter(path: str) -> list[Signature]:
+    """The number of runs so far, in this process, once a row."""
+    count = 0
+
+    def call(x: Any) -> Sequence[Any]:
+        nonlocal count
+        count += 1
+        return (np.full(x.shape, count, np.float32),)
+
+    return [signature(call, {"x": (DType.FLOAT, (-1,))}, {"total": (DType.FLOAT, (-1,))}, mutates=True)]
+
+
+def _broken(path: str) -> list[Signature]:
+    """Cannot be loaded."""
+    raise FailedPrecondition(f"{path}: broken on purpose")
+
+
+def _killer(path: str) -> list[Signature]:
+    """Kills the worker that loads it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+KINDS: dict[str, Callable[[str], list[Signature]]] = {
+    "double": _double,
+    "echo": _echo,
+    "add": _add,
+    "text": _text,
+    "matrix": _matrix,
+    "slow": _slow,
+    "crash": _crash,
+    "poison": _poison,
+    "wrong": _wrong,
+    "spill": _spill,
+    "counter": _counter,
+    "broken": _broken,
+    "killer": _killer,
+}
+
+
+# -- pools ---------------------------------------------------------------------------------------------------------
+
+
+def model(directory: Path, kind: str, name: str = "", **options: Any) -> ModelSettings:
+    """Settings of a model of a kind, its directory made; keys of BatchingSettings go into ``batching``."""
+    base = directory / (f"{kind}-{name}" if name else kind)
+    (base / "1").mkdir(parents=True, exist_ok=True)
+    (base / "1" / "saved_model.pb").touch()
+    batching = {key: options.pop(key) for key in list(options) if key in BatchingSettings.__dataclass_fields__}
+    return ModelSettings(name or kind, str(base), batching=BatchingSettings(**batching), **options)
+
+
+def settings(directory: Path, models: Iterable[ModelSettings], workers: int = 2, **pool: Any) -> Settings:
+    """Of a pool whose endpoints lie in ``directory``."""
+    server = ServerSettings((f"ipc://{directory}/pool",), f"ipc://{directory}/admin", log_level="warning")
+    names = tuple(WorkerSettings(f"cpu{i}", threads=1) for i in range(workers))
+    return Settings(server, PoolSettings(**{"shm_budget": 16 << 20, **pool}), names, models=tuple(models))
+
+
+class FakePool:
+    """A pool in processes of its own, ended with :meth:`close`."""
+
+    def __init__(self, directory: Path, models: Iterable[ModelSettings], workers: int = 2, **pool: Any) -> None:
+        self.settings = settings(directory, models, workers, **pool)
+        self.endpoint, self.admin = self.settings.server.listen[0], self.settings.server.admin_listen
+        self.directory = directory
+        self._file = directory / "settings"
+        self._file.write_bytes(pickle.dumps(self.settings))
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again after :meth:`close`; returns when every model serves or has failed."""
+        with open(self.directory / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tfpool.testing.fake_worker", str(self._file)], stderr=log
+            )
+        try:
+            with self.client() as client:
+                client.wait_ready(START_SECONDS)
+        except BaseException:
+            self.close()
+            raise AssertionError(f"the pool did not start:\n{self.log()}") from None
+
+    def client(self, **options: Any) -> Client:
+        return Client(self.endpoint, admin=self.admin, **options)
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def broker_pid(self) -> int:
+        """The broker's process, by its name among the supervisor's children."""
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with suppress(OSError):
+                    stat = Path(f"/proc/{name}/stat").read_text()
+                    parent = int(stat.rpartition(")")[2].split()[1])
+                    if parent == self.process.pid and stat.split("(")[1].startswith("tfpool-broker"):
+                        return int(name)
+        raise AssertionError("the pool has no broker")
+
+    def close(self) -> int:
+        """Have it drain and end; its exit status."""
+        self.process.terminate()
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the pool did not end:\n{self.log()}") from None
+
+    def __enter__(self) -> FakePool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "") -> Any:
+    """What ``condition`` gives, once that is true. Raises AssertionError after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what or condition}")
+        time.sleep(_STEP_SECONDS)
+    return found
+
+
+def _serve(file: str) -> int:
+    from tfpool.supervisor import main as supervisor
+    from tfpool.supervisor import zygote
+
+    install()
+    zygote.import_tensorflow = lambda: None
+    return supervisor.serve(pickle.loads(Path(file).read_bytes()))
+
+
+if __name__ == "__main__":
+    sys.exit(_serve(sys.argv[1]))
