@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from multiprocessing import get_context
@@ -141,11 +141,12 @@ class Fleet:
     ) -> None:
         self.label = label
         self._meter = meter
-        self._stack = ExitStack()
-        with ExitStack() as stack:
-            self._child = stack.enter_context(Child(function, *args, **more))
+        self._child = Child(function, *args, **more)
+        try:
             self.pids: list[int] = self._child.hear()
-            self._stack = stack.pop_all()
+        except BaseException:
+            self._child.close()
+            raise
 
     def measure(self, settings: Settings, in_flight: int, nbytes: int = 0) -> Load:
         """One window's load, with ``in_flight`` requests a client. Raises WrongAnswer and ChildFailed."""
@@ -180,4 +181,4 @@ class Fleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._child.close()

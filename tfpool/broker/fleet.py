@@ -42,6 +42,7 @@ class Link:
     busy: float = 0.0
     busy_share: float = 0.0
     deaths: int = 0
+    leaving: bool = False
 
     @property
     def name(self) -> str:
@@ -85,6 +86,7 @@ class Fleet:
             link.bell.close()
         link.bell = None
         link.state = WorkerState.BACKOFF
+        link.leaving = False
         link.pid = link.rss = link.unique = 0
         link.busy_share = 0.0
         link.loads.clear()

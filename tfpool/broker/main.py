@@ -137,7 +137,7 @@ class Broker:
 
     def recycle(self, link: Link) -> None:
         """Have a worker finish what it was given and be replaced."""
-        link.state = WorkerState.DRAINING
+        link.state, link.leaving = WorkerState.DRAINING, True
         self.decide(ev.Drain(link.name, True))
         self.tell(Control.RECYCLE, link.name)
         link.ring(Bell.STOP)
@@ -254,7 +254,7 @@ class Broker:
             self._log.warning("batch.failed", worker=link.name, batch=batch, error=text)
             self.decide(ev.Broken(link.name, batch, 0.0, from_code(code, text)))
         elif verb == Bell.READY:
-            link.pid, link.unique = fields
+            link.pid, link.rss, link.unique = fields
             link.state = WorkerState.READY
             self.decide(ev.WorkerJoined(link.name, link.holder))
             self.lifecycle.joined(link)
@@ -269,7 +269,7 @@ class Broker:
         elif verb == Bell.LOAD_FAILED:
             self.lifecycle.load_failed(link, fields[0], from_code(fields[1], fields[2]))
         elif verb == Bell.UNLOADED:
-            link.unique = fields[1]
+            self._log.debug("worker.unloaded", worker=link.name, handle=fields[0])
         else:
             raise Internal(f"worker {link.name} said {verb}")
 
@@ -308,8 +308,9 @@ class Broker:
         return [peer.arena.view if peer else self._arena.view for peer in peers]
 
     def _lost(self, link: Link) -> None:
-        link.deaths += 1
-        self._log.warning("worker.lost", worker=link.name, pid=link.pid)
+        if not link.leaving:
+            link.deaths += 1
+            self._log.warning("worker.lost", worker=link.name, pid=link.pid)
         assert link.bell is not None
         self._poller.unregister(link.bell.fileno())
         self.fleet.detach(link)

@@ -102,6 +102,8 @@ def serve(
     watched = sys.stderr.isatty() and owner_fd is None
     if watched and log_level is None and path is None:
         log_level = "warning"
+    # numpy's linear algebra would keep threads of its own in a process that forks and computes nothing
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tfpool import config
     from tfpool.supervisor import main as supervisor
 

@@ -133,7 +133,8 @@ class Connection:
     def _follow(self, reply: Reply, give_up: float | None) -> None:
         """Wait until the reply is there or the leader leaves, and then lead."""
         self._followers[reply] = None
-        self._ring()
+        if self.core.unsent:
+            self._ring()
         until = reply.deadline + 2 * GRACE_SECONDS if give_up is None else give_up
         with reply._condition:
             # A leaver looks for followers after it has let go, and wakes them under this condition: so either this

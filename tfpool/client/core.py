@@ -83,7 +83,12 @@ class Core:
     @property
     def busy(self) -> bool:
         """Whether anything waits to leave, or for an answer."""
-        return bool(self._outbox or self._notes or self._sent or self._calls)
+        return self.unsent or bool(self._sent or self._calls)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether anything waits to leave."""
+        return bool(self._outbox or self._notes)
 
     def attach(self, store: Store | None) -> None:
         """Use this memory for large tensors from now on."""

@@ -48,6 +48,7 @@ def run(sock: socket.socket, name: str, load_concurrency: int = 1) -> None:
 def install() -> None:
     """Have the workers of this process, and of those that it forks, load numpy functions."""
     loader.session_config = lambda threads, gpu_memory: None
+    loader.start_runtime = lambda config: None
     loader.load = load
     loader.explain = executor.explain = explain
     warmup.warm = lambda loaded, sizes: None

@@ -27,6 +27,8 @@ def as_tensor(value: Any, name: str = "") -> Array:
     """
     try:
         array = np.asarray(value)
+    except UnicodeDecodeError:  # text beside bytes
+        array = np.asarray(value, object)
     except (ValueError, TypeError) as error:
         raise InvalidArgument(f"input {name!r} is not an array: {error}") from None
     if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):

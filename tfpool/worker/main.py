@@ -48,7 +48,7 @@ class Worker:
         with quiet_stderr():
             loader.start_runtime(self._config)
         threading.Thread(target=self._report, name="gauge", daemon=True).start()
-        self._say(Bell.READY, os.getpid(), memory.unique())
+        self._say(Bell.READY, os.getpid(), memory.resident(), memory.unique())
         try:
             while True:
                 heard = self._bell.hear()
@@ -114,12 +114,14 @@ class Worker:
             "skipped": loaded.skipped,
         }
         self._say(Bell.LOADED, handle, info)
+        self._say(Bell.GAUGE, memory.resident(), after)
 
     def _unload(self, servable: Servable | None, handle: int) -> None:
         if servable is not None:
             servable.loaded.close()
             memory.trim()
-        self._say(Bell.UNLOADED, handle, memory.unique())
+        self._say(Bell.UNLOADED, handle)
+        self._say(Bell.GAUGE, memory.resident(), memory.unique())
 
     def _report(self) -> None:
         while not self._stopped.wait(_GAUGE_SECONDS):

@@ -1,0 +1,135 @@
+"""Children that import TensorFlow: they make the models of a run, and measure what TensorFlow does on its own.
+
+The roofline is the cached callable that workers run too (:mod:`tfpool.worker.loader`), on one thread and on aligned
+input, with no server around it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from bench.children import Channel, Child
+from bench.fleet import quantile
+from bench.scenario import Settings
+from tfpool.wire.tensors import Array
+
+MAKE_SECONDS = 180.0
+BATCH_SIZES = (1, 8, 16, 32, 64, 128)
+_SCAN_SECONDS = 0.2
+_SAMPLE_ROWS = 16
+_WARM_RUNS = 20
+_ROW_SHAPES: Mapping[str, tuple[int, ...]] = {"half_plus_two": (), "mlp": (256,), "identity": (256,)}
+
+
+class ModelStore:
+    """The models of a run below ``directory``, made at once in a child."""
+
+    def __init__(self, directory: str, names: Sequence[str]) -> None:
+        self.paths: dict[str, str] = {}
+        self.samples: dict[str, str] = {}
+        if names:
+            with Child(make, directory, list(names)) as child:
+                self.paths, self.samples = child.hear(MAKE_SECONDS)
+
+
+def make(channel: Channel, directory: str, names: list[str]) -> None:
+    """A child that writes the models, and rows with TensorFlow's answers; says where, by name."""
+    from tfpool.supervisor.zygote import import_tensorflow
+    from tfpool.testing.models import MAKERS, make_identity
+    from tfpool.testing.reference import Reference
+
+    import_tensorflow()
+    makers = {**MAKERS, "identity": lambda place: make_identity(place, row_shape=(None,))}
+    random = np.random.default_rng(7)
+    paths, samples = {}, {}
+    for name in names:
+        paths[name] = makers[name](directory)
+        samples[name] = str(Path(directory, f"{name}.npz"))
+        rows = random.standard_normal((_SAMPLE_ROWS, *_ROW_SHAPES[name]), np.float32)
+        with Reference(paths[name]) as reference:
+            (answers,) = reference.predict({"x": rows}).values()
+        np.savez(samples[name], x=rows, y=answers)
+    channel.say([paths, samples])
+
+
+class Roofline:
+    """A child that has a model loaded and calls it; ``scan`` is rows a second by batch size, ``best`` its best."""
+
+    def __init__(self, settings: Settings, model: str, sizes: Sequence[int] = BATCH_SIZES) -> None:
+        settings.progress.say(f"TensorFlow in process, {model}")
+        self._child = Child(call, settings.models.paths[model], list(_ROW_SHAPES[model]))
+        self._label = f"TensorFlow in process, {model}"
+        try:
+            self._child.hear()
+            self.scan = {size: self._rate(size, _SCAN_SECONDS) for size in sizes}
+        except BaseException:
+            self._child.close()
+            raise
+        self.best = max(self.scan, key=lambda size: self.scan[size])
+
+    def rate(self, settings: Settings) -> float:
+        """Rows a second at the best batch size."""
+        settings.progress.say(f"{self._label}, {self.best} rows")
+        return self._rate(self.best, settings.window)
+
+    def p50_us(self, settings: Settings) -> float:
+        """Microseconds of a call on one row."""
+        settings.progress.say(f"{self._label}, 1 row")
+        return float(self._child.ask([1, settings.window])["p50_us"])
+
+    def _rate(self, size: int, seconds: float) -> float:
+        return float(self._child.ask([size, seconds])["rate"])
+
+    def __enter__(self) -> Roofline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.close()
+
+
+def call(channel: Channel, path: str, row_shape: list[int]) -> None:
+    """The roofline's child: told a batch size and seconds, answers with the rate and the time of a call."""
+    from tfpool.repository.scan import scan
+    from tfpool.supervisor.zygote import import_tensorflow
+    from tfpool.worker import loader
+
+    import_tensorflow()
+    loaded = loader.load(max(scan(os.fspath(path)).items())[1], loader.session_config(1, None))
+    run = loaded.signatures[0].call
+    channel.say("loaded")
+    while (order := channel.hear()) is not None:
+        size, seconds = order
+        channel.say(_timed(run, aligned((size, *row_shape)), seconds))
+
+
+def _timed(run: Any, rows: Array, seconds: float) -> dict[str, float]:
+    for _ in range(_WARM_RUNS):
+        run(rows)
+    taken: list[float] = []
+    begun = now = time.monotonic()
+    while now < begun + seconds:
+        last = now
+        run(rows)
+        now = time.monotonic()
+        taken.append(now - last)
+    rate = len(taken) * len(rows) / (now - begun)
+    return {"rate": rate, "p50_us": quantile(sorted(taken), 0.5) * 1e6}
+
+
+def aligned(shape: tuple[int, ...]) -> Array:
+    """Random float32 whose first byte is 64-byte aligned: TensorFlow then takes it without a copy."""
+    values = np.random.default_rng(7).standard_normal(shape, np.float32)
+    raw = np.empty(values.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    placed = raw[start : start + values.nbytes].view(np.float32).reshape(shape)
+    placed[...] = values
+    return placed
