@@ -62,7 +62,7 @@ class Child:
     def __init__(self, function: Callable[Concatenate[Channel, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
         self.name = f"{function.__module__}.{function.__qualname__}"
         self._buffer = b""
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         words = [str(os.getpid()), function.__module__, function.__qualname__, json.dumps([args, kwargs])]
         try:
             self._process = subprocess.Popen(

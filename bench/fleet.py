@@ -17,12 +17,13 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec
 
-from bench.children import ANSWER_SECONDS, Channel, Child
+from bench.children import Channel, Child
 from bench.scenario import Settings
 from tfpool.worker.boot import die_with_parent
 
 P = ParamSpec("P")
 _KEPT_LATENCIES = 200_000
+_START_SECONDS = 0.02
 
 
 class WrongAnswer(Exception):
@@ -59,6 +60,7 @@ class Load:
     requests: int
     p50_us: float
     p99_us: float
+    max_us: float
     checked: int
     wrong: int
     cpu_us: dict[str, float] = field(default_factory=dict)
@@ -82,6 +84,7 @@ def merged(tallies: Sequence[Tally]) -> Load:
         requests=requests,
         p50_us=quantile(latencies, 0.5) * 1e6,
         p99_us=quantile(latencies, 0.99) * 1e6,
+        max_us=quantile(latencies, 1.0) * 1e6,
         checked=sum(tally.checked for tally in tallies),
         wrong=sum(tally.wrong for tally in tallies),
         cpu_us={"client": cpu / requests * 1e6 if requests else 0.0},
@@ -134,13 +137,19 @@ Meter = Callable[[], Mapping[str, float]]
 
 
 class Fleet:
-    """A child that runs a fleet. ``meter`` reads the CPU seconds of those who serve it, by role."""
+    """A child that runs a fleet. ``meter`` reads the CPU seconds of those who serve it, by role; ``pids`` are of its
+    clients."""
 
     def __init__(
-        self, label: str, meter: Meter, function: Callable[Concatenate[Channel, P], None], *args: P.args, **more: P.kwargs
+        self,
+        label: str,
+        meter: Meter,
+        function: Callable[Concatenate[Channel, P], None],
+        *args: P.args,
+        **more: P.kwargs,
     ) -> None:
         self.label = label
-        self._meter = meter
+        self.meter = meter
         self._child = Child(function, *args, **more)
         try:
             self.pids: list[int] = self._child.hear()
@@ -152,27 +161,31 @@ class Fleet:
         """One window's load, with ``in_flight`` requests a client. Raises WrongAnswer and ChildFailed."""
         what = f"{in_flight} in flight" if not nbytes else f"{in_flight} in flight, {nbytes >> 10} KiB"
         settings.progress.say(f"{self.label}, {what}")
-        begin = time.monotonic() + 0.02 + settings.warm_up
-        return self.finish(self.start(Window(begin, begin + settings.window, in_flight, nbytes)))
-
-    def start(self, window: Window) -> Window:
-        """Begin to load; :meth:`finish` must follow."""
-        self._child.tell(asdict(window))
-        return window
-
-    def finish(self, window: Window) -> Load:
-        """Read the meters over the window, and hear what the clients say."""
+        begin = time.monotonic() + _START_SECONDS + settings.warm_up
+        window = Window(begin, begin + settings.window, in_flight, nbytes)
+        self.start(window)
         sleep_until(window.begin)
-        before, began = self._meter(), time.monotonic()
+        before, began = self.meter(), time.monotonic()
         sleep_until(window.end)
-        after, seconds = self._meter(), time.monotonic() - began
-        load = Load(**self._child.hear(ANSWER_SECONDS))
-        if load.wrong:
-            raise WrongAnswer(f"{self.label}: {load.wrong} of {load.checked} answers are wrong")
-        if not load.requests:
-            raise WrongAnswer(f"{self.label}: no answer in {window.end - window.begin:g} s")
+        after, seconds = self.meter(), time.monotonic() - began
+        load = self.collect(window)
         served = load.rate * seconds
         load.cpu_us.update({role: (after[role] - before[role]) / served * 1e6 for role in after})
+        return load
+
+    def start(self, window: Window) -> None:
+        """Begin to load; :meth:`collect` must follow."""
+        self._child.tell(asdict(window))
+
+    def collect(self, window: Window) -> Load:
+        """What the clients say when the window is over. Raises WrongAnswer and ChildFailed."""
+        sleep_until(window.end)
+        load = Load(**self._child.hear())
+        if load.wrong or not load.requests:
+            seconds = window.end - window.begin
+            raise WrongAnswer(
+                f"{self.label}: {load.wrong} of {load.checked} answers are wrong, {load.requests} came in {seconds:g} s"
+            )
         return load
 
     def __enter__(self) -> Fleet:

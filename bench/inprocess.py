@@ -6,7 +6,6 @@ input, with no server around it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from bench.children import Channel, Child
 from bench.fleet import quantile
-from bench.scenario import Settings
+from bench.scenario import Models, Settings
 from tfpool.wire.tensors import Array
 
 MAKE_SECONDS = 180.0
@@ -28,15 +27,11 @@ _WARM_RUNS = 20
 _ROW_SHAPES: Mapping[str, tuple[int, ...]] = {"half_plus_two": (), "mlp": (256,), "identity": (256,)}
 
 
-class ModelStore:
-    """The models of a run below ``directory``, made at once in a child."""
-
-    def __init__(self, directory: str, names: Sequence[str]) -> None:
-        self.paths: dict[str, str] = {}
-        self.samples: dict[str, str] = {}
-        if names:
-            with Child(make, directory, list(names)) as child:
-                self.paths, self.samples = child.hear(MAKE_SECONDS)
+def make_models(directory: str, names: Sequence[str]) -> Models:
+    """The models of a run, below ``directory``, made in a child."""
+    with Child(make, directory, list(names)) as child:
+        paths, samples = child.hear(MAKE_SECONDS)
+    return Models(paths, samples)
 
 
 def make(channel: Channel, directory: str, names: list[str]) -> None:
@@ -46,11 +41,10 @@ def make(channel: Channel, directory: str, names: list[str]) -> None:
     from tfpool.testing.reference import Reference
 
     import_tensorflow()
-    makers = {**MAKERS, "identity": lambda place: make_identity(place, row_shape=(None,))}
     random = np.random.default_rng(7)
     paths, samples = {}, {}
     for name in names:
-        paths[name] = makers[name](directory)
+        paths[name] = make_identity(directory, (None,)) if name == "identity" else MAKERS[name](directory)
         samples[name] = str(Path(directory, f"{name}.npz"))
         rows = random.standard_normal((_SAMPLE_ROWS, *_ROW_SHAPES[name]), np.float32)
         with Reference(paths[name]) as reference:
@@ -63,9 +57,9 @@ class Roofline:
     """A child that has a model loaded and calls it; ``scan`` is rows a second by batch size, ``best`` its best."""
 
     def __init__(self, settings: Settings, model: str, sizes: Sequence[int] = BATCH_SIZES) -> None:
-        settings.progress.say(f"TensorFlow in process, {model}")
-        self._child = Child(call, settings.models.paths[model], list(_ROW_SHAPES[model]))
         self._label = f"TensorFlow in process, {model}"
+        settings.progress.say(self._label)
+        self._child = Child(call, settings.models.paths[model], list(_ROW_SHAPES[model]))
         try:
             self._child.hear()
             self.scan = {size: self._rate(size, _SCAN_SECONDS) for size in sizes}
@@ -103,7 +97,7 @@ def call(channel: Channel, path: str, row_shape: list[int]) -> None:
     from tfpool.worker import loader
 
     import_tensorflow()
-    loaded = loader.load(max(scan(os.fspath(path)).items())[1], loader.session_config(1, None))
+    loaded = loader.load(max(scan(path).items())[1], loader.session_config(1, None))
     run = loaded.signatures[0].call
     channel.say("loaded")
     while (order := channel.hear()) is not None:

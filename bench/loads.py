@@ -18,8 +18,8 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-import tfpool
 
+import tfpool
 from bench import fleet
 from bench.children import Channel
 from bench.fleet import Fleet, Loop, Tally, Window, sleep_until
@@ -167,30 +167,31 @@ def _in_order(client: tfpool.Client, model: str, window: Window) -> Tally:
     """Until the window opens every answer is compared, within it every 16th by its ends, the last ones in full."""
     random = np.random.default_rng(7)
     inputs = [random.random((1, window.nbytes // 4), np.float32) for _ in range(_DISTINCT)]
-    under_way: deque[tuple[Array, Future[Any]]] = deque()
-    count = sent = checked = wrong = 0
+    under_way: deque[tuple[float, Array, Future[Any]]] = deque()
+    latencies: list[float] = []
+    sent = checked = wrong = 0
     begun = now = time.monotonic()
     cpu = time.process_time()
     while now < window.end:
         while len(under_way) < window.in_flight:
             row = inputs[sent % _DISTINCT]
-            under_way.append((row, client.submit(model, row)))
+            under_way.append((time.monotonic(), row, client.submit(model, row)))
             sent += 1
-        row, future = under_way.popleft()
+        submitted, row, future = under_way.popleft()
         got = _only(future.result())
         now = time.monotonic()
         if now < window.begin:
             checked, wrong = checked + 1, wrong + (not np.array_equal(got, row))
             begun, cpu = time.monotonic(), time.process_time()
             continue
-        count += 1
-        if count % 16 == 0:
+        latencies.append(now - submitted)
+        if len(latencies) % 16 == 0:
             same = got.shape == row.shape and got[0, 0] == row[0, 0] and got[0, -1] == row[0, -1]
             checked, wrong = checked + 1, wrong + (not same)
     seconds, cpu = now - begun, time.process_time() - cpu
-    for row, future in under_way:
+    for _, row, future in under_way:
         checked, wrong = checked + 1, wrong + (not np.array_equal(_only(future.result()), row))
-    return Tally(count, seconds, cpu, (), checked, wrong)
+    return Tally(len(latencies), seconds, cpu, latencies, checked, wrong)
 
 
 def _only(outputs: Mapping[str, Array]) -> Array:

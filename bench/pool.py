@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import tfpool
-
 from bench.processes import family
 from bench.scenario import Settings
 
@@ -22,18 +21,8 @@ def serve(settings: Settings, paths: Mapping[str, str], workers: int) -> tfpool.
 
 
 def processes(pool: tfpool.Pool) -> dict[str, int]:
-    """The pids of a pool by what they are: supervisor, broker, zygote, and each worker's name."""
-    workers = {row["pid"]: row["name"] for row in pool.client().workers()}
-    found = {}
-    for pid, command in family(pool.pid).items():
-        name = "supervisor" if pid == pool.pid else workers.get(pid, command.removeprefix("tfpool-"))
-        found[name] = pid
-    return found
-
-
-def pid_of(pool: tfpool.Pool, name: str) -> int:
-    """The pid of one of a pool's processes. Raises LookupError."""
-    found = processes(pool)
-    if name not in found:
-        raise LookupError(f"the pool has no {name}: it has {', '.join(found)}")
-    return found[name]
+    """The pids of a pool by what they are: supervisor, broker, zygote, worker 1, worker 2 ..."""
+    rows = sorted(pool.client().workers(), key=lambda row: str(row["name"]))
+    names = {row["pid"]: f"worker {number}" for number, row in enumerate(rows, 1)}
+    names[pool.pid] = "supervisor"
+    return {names.get(pid, command.removeprefix("tfpool-")): pid for pid, command in family(pool.pid).items()}

@@ -94,8 +94,9 @@ class Progress(Protocol):
     def step(self) -> None: ...
 
 
-class Models(Protocol):
-    """Where the models of this run lie, and rows with the answers that TensorFlow gives, by model."""
+@dataclass(frozen=True)
+class Models:
+    """Where the models of a run lie, and files of rows x with the answers y that TensorFlow gives; by model."""
 
     paths: Mapping[str, str]
     samples: Mapping[str, str]
@@ -156,22 +157,32 @@ class Sheet:
         self._targets = targets
         self._rows: dict[str, _Row] = {}
 
-    def add(
+    def rate(
+        self, name: str, unit: str, ours: float, reference: float | None = None, detail: Mapping[str, Any] | None = None
+    ) -> None:
+        """One repeat's value of the figure ``name``, of which more is better."""
+        self._add(name, unit, ours, reference, detail, True)
+
+    def cost(
+        self, name: str, unit: str, ours: float, reference: float | None = None, detail: Mapping[str, Any] | None = None
+    ) -> None:
+        """One repeat's value of the figure ``name``, of which less is better."""
+        self._add(name, unit, ours, reference, detail, False)
+
+    def _add(
         self,
         name: str,
         unit: str,
         ours: float,
-        reference: float | None = None,
-        *,
-        higher_is_better: bool = True,
-        **detail: Any,
+        reference: float | None,
+        detail: Mapping[str, Any] | None,
+        higher_is_better: bool,
     ) -> None:
-        """One repeat's value of the figure ``name``."""
         row = self._rows.setdefault(name, _Row(unit, higher_is_better))
         row.ours.append(ours)
         if reference is not None:
             row.reference.append(reference)
-        if detail:
+        if detail is not None:
             row.detail.append(detail)
 
     def figures(self) -> Sequence[Figure]:

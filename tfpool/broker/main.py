@@ -39,10 +39,13 @@ from tfpool.wire.messages import Bell, Control, Verb, encode, pack, unpack
 from tfpool.wire.tensors import Buffer
 
 TICK_SECONDS = 1.0
+SPIN_SECONDS = 150e-6
 MAX_DRAINED_AT_ONCE = 256
 MAX_MESSAGE = 1 << 30
 _KEYS_KEPT = 4096
-_MORE = zmq.NOBLOCK | zmq.SNDMORE
+# as plain numbers: arithmetic on pyzmq's enums costs microseconds a message
+_NOBLOCK, _EVENTS, _POLLIN = int(zmq.NOBLOCK), int(zmq.EVENTS), int(zmq.POLLIN)
+_MORE = _NOBLOCK | int(zmq.SNDMORE)
 
 
 def run(control: socket.socket, settings: Settings) -> None:
@@ -104,8 +107,7 @@ class Broker:
         next_tick = time.monotonic() + TICK_SECONDS
         while not self._stopped:
             wake = min(next_tick, self.scheduler.wakeup())
-            ready = self._poller.poll(max(0, math.ceil((wake - time.monotonic()) * 1000)))
-            for watched, _ in ready:
+            for watched, _ in self._poll(wake):
                 if watched is self._clients_socket:
                     self._drain_clients(self._clients_socket, admin=False)
                 elif watched is self._admin_socket:
@@ -127,6 +129,21 @@ class Broker:
                 next_tick = now + TICK_SECONDS
                 self._tick()
 
+    def _poll(self, wake: float) -> list[tuple[Any, int]]:
+        """What is ready, by ``wake`` (monotonic seconds) at the latest.
+
+        While one short run is all that the pool has to do, its end is awaited without sleeping: to be woken from a halted
+        CPU takes longer than the run.
+        """
+        poll = self._poller.poll
+        if self.scheduler.lone_run() < SPIN_SECONDS:
+            give_up = time.monotonic() + SPIN_SECONDS
+            while time.monotonic() < give_up:
+                ready = poll(0)
+                if ready:
+                    return ready
+        return poll(max(0, math.ceil((wake - time.monotonic()) * 1000)))
+
     def decide(self, event: ev.Event) -> None:
         """One event through the scheduler, and what it asks for."""
         self.effects.perform(self.scheduler.handle(event, time.monotonic()))
@@ -146,7 +163,7 @@ class Broker:
 
     def _drain_clients(self, sock: zmq.Socket[bytes], admin: bool) -> None:
         for _ in range(MAX_DRAINED_AT_ONCE):
-            frames = sock.recv_multipart(zmq.NOBLOCK)
+            frames = sock.recv_multipart(_NOBLOCK)
             self.meters.messages += 1
             try:
                 self._client_says(sock, frames, admin)
@@ -154,7 +171,7 @@ class Broker:
                 self.meters.malformed += 1
                 self._log.debug("message.refused", error=error.message)
                 self._send([frames[0], encode(Verb.ERROR, [[], int(error.code), error.message])], sock)
-            if not int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # far cheaper than an Again
+            if not sock.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]  # far cheaper than an Again
                 return
 
     def _client_says(self, sock: zmq.Socket[bytes], frames: list[bytes], admin: bool) -> None:
@@ -227,7 +244,7 @@ class Broker:
             send = (sock or self._clients_socket).send
             for frame in frames[:-1]:
                 send(frame, _MORE)
-            send(frames[-1], zmq.NOBLOCK)
+            send(frames[-1], _NOBLOCK)
         except (zmq.Again, zmq.ZMQError) as error:
             self.meters.unroutable += 1  # the client is gone, or does not read what it asked for
             self._log.debug("answer.dropped", error=str(error))
@@ -326,6 +343,9 @@ class Broker:
                 if verb == Control.WORKER:
                     self._new_worker(fields[0], fields[1], heard[1][0])
                 elif verb == Control.REAPED:
+                    link = self.fleet.links[fields[0]]
+                    if link.holder == (fields[0], fields[1]):
+                        self._hear_worker(link)  # its last words and its end of file may still be unread
                     self.decide(ev.WorkerReaped((fields[0], fields[1])))
                 elif verb == Control.HALTED:
                     self.lifecycle.halted(self.fleet.links[fields[0]])

@@ -45,7 +45,14 @@ def answer(broker: Broker, call: Call, admin: bool) -> Any:
     return _run(writer, broker, call)
 
 
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "int | None": (int, type(None))}
+
+
 def _run(verb: Callable[..., Any], broker: Broker, call: Call) -> Any:
+    for name, value in call.arguments.items():
+        wanted = verb.__annotations__.get(name, "")
+        if type(value) not in _KINDS.get(wanted, (type(value),)):
+            raise InvalidArgument(f"{call.method}, {name}: got {type(value).__name__}, expected {wanted}")
     try:
         return verb(broker, **call.arguments)
     except TypeError as error:

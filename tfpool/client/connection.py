@@ -26,6 +26,9 @@ from tfpool.wire.messages import Verb
 
 CROSSOVER_BYTES = 64 << 10
 _LONGEST_POLL = 0.5
+# as plain numbers: arithmetic on pyzmq's enums costs microseconds a message
+_NOBLOCK, _EVENTS, _POLLIN = int(zmq.NOBLOCK), int(zmq.EVENTS), int(zmq.POLLIN)
+_MORE = _NOBLOCK | int(zmq.SNDMORE)
 
 
 class Connection:
@@ -215,12 +218,14 @@ class Connection:
 
     def _flush(self, now: float | None = None) -> None:
         for frames in self.core.flush(time.monotonic() if now is None else now):
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            for frame in frames[:-1]:
+                self._socket.send(frame, _MORE)
+            self._socket.send(frames[-1], _NOBLOCK)
 
     def _receive(self) -> None:
         sock, core = self._socket, self.core
-        while int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            frames = sock.recv_multipart(zmq.NOBLOCK)
+        while sock.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]
+            frames = sock.recv_multipart(_NOBLOCK)
             try:
                 accepted = core.receive(frames)
             except (TfpoolError, ValueError, TypeError, IndexError) as error:

@@ -1,8 +1,9 @@
 """The scheduler's one door: ``handle(event, now) -> actions``.
 
 Work-conserving batching: a free worker takes what waits, at once, up to the largest batch. Each worker has two
-credits, one for the batch that runs and one for a batch that is staged behind it; the staged one leaves early only
-when it is full, because until then it may still grow.
+credits, one for the batch that runs and one for a batch that is staged behind it. Until a staged batch leaves it may
+still grow, so it leaves early only when it is full, or as large as the one that runs: clients that keep requests in
+flight then settle into two batches of like size, and the worker never waits.
 
 A Submit is only admitted; batches leave at the next Turn, so that everything which arrived together can leave
 together. Requests of a worker that died return to the head of their queues once.
@@ -47,6 +48,8 @@ class Scheduler:
         self._hungry: dict[WorkerName, None] = {}
         self._starved: set[WorkerName] = set()
         self._next_batch = 0
+        self._flying = 0
+        self._last: Batch | None = None
         self._next_ripe = NEVER
         self._estimates = Estimates()
         self._doors = {
@@ -75,6 +78,10 @@ class Scheduler:
     def wakeup(self) -> float:
         """When the next Turn is due even if nothing happens (monotonic seconds; inf: never)."""
         return min(self.backlog.expiry, self._next_ripe)
+
+    def lone_run(self) -> float:
+        """Seconds that the run of the only request in the pool is thought to take; inf where there are more, or none."""
+        return self._last.thought if self._flying == 1 and self._last is not None else NEVER
 
     def in_flight(self, worker: WorkerName, servable: ModelKey | None = None) -> int:
         """Batches (of a servable) that a worker has."""
@@ -148,8 +155,8 @@ class Scheduler:
     def _feed(self, worker: _Worker, now: float, actions: list[ev.Action]) -> None:
         """Fill a worker's credits."""
         while len(worker.batches) < CREDITS and not worker.draining:
-            staging = bool(worker.batches)
-            queue = self._next_queue(worker, staging, now)
+            running = next(iter(worker.batches.values()), None)
+            queue = self._next_queue(worker, running.rows if running else 0, now)
             if queue is None:
                 return
             if not self._fits(queue, worker, actions):
@@ -161,20 +168,22 @@ class Scheduler:
             batch.thought = self._estimates.run(queue.spec)
             worker.turns.start(queue.spec.servable.name, batch.thought / queue.spec.policy.weight)
             self._rest(queue)
+            self._flying += batch.requests
+            self._last = batch
             actions.append(ev.Dispatch(batch))
 
-    def _next_queue(self, worker: _Worker, staging: bool, now: float) -> Queue | None:
-        """The queue whose turn it is."""
+    def _next_queue(self, worker: _Worker, enough: int, now: float) -> Queue | None:
+        """The queue whose turn it is, if it has ``enough`` rows to be staged already (0: the worker is idle)."""
         found: Queue | None = None
 
         def ready(model: str) -> bool:
             nonlocal found
-            found = self._ready_queue(model, worker, staging, now)
+            found = self._ready_queue(model, worker, enough, now)
             return found is not None
 
-        return found if worker.turns.pick(ready, first_only=staging) is not None else None
+        return found if worker.turns.pick(ready, first_only=enough > 0) is not None else None
 
-    def _ready_queue(self, model: str, worker: _Worker, staging: bool, now: float) -> Queue | None:
+    def _ready_queue(self, model: str, worker: _Worker, enough: int, now: float) -> Queue | None:
         """The queue of a model whose head has waited longest, among those that may send a batch now."""
         best: Queue | None = None
         for queue in self.backlog.of_model(model):
@@ -182,7 +191,7 @@ class Scheduler:
             if worker.name not in self._routes.get(spec.servable, ()):
                 continue
             if batches(spec) and queue.rows < spec.policy.max_rows:
-                if staging:
+                if queue.rows < enough:
                     continue
                 ripe = queue.segments[0].arrived + spec.policy.max_wait
                 if ripe > now:
@@ -252,8 +261,7 @@ class Scheduler:
         batch = self._end(event.worker, event.batch, event.run)
         if batch is None:
             return
-        requests = sum(piece.count for piece in batch.pieces)
-        if requests == 1 or not batch.spec.retry:
+        if batch.requests == 1 or not batch.spec.retry:
             self._refuse(batch.spec, batch.pieces, event.error, actions)
             return
         # One request may have failed the others: run the halves apart, until the culprit is alone.
@@ -269,6 +277,7 @@ class Scheduler:
         batch = worker.batches.pop(batch_id, None) if worker else None
         if worker is None or batch is None:
             return None
+        self._flying -= batch.requests
         worker.turns.settle(batch.spec.servable.name, (run - batch.thought) / batch.spec.policy.weight)
         if batch.lease is not None:
             self.layout.free(batch.lease)
@@ -327,6 +336,7 @@ class Scheduler:
             routes.discard(event.worker)
         self.layout.quarantine(worker.holder)
         for batch in reversed(worker.batches.values()):
+            self._flying -= batch.requests
             self._orphaned(batch, event.why, actions)
 
     def _orphaned(self, batch: Batch, why: str, actions: list[ev.Action]) -> None:

@@ -201,6 +201,10 @@ class Batch:
     out_bytes: int
     sent: float
     thought: float = 0.0
+    requests: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.requests = sum(piece.count for piece in self.pieces)
 
     @property
     def spec(self) -> QueueSpec:

@@ -76,6 +76,7 @@ class Executor:
             raise explain(error, f"{servable.name}, signature {signature.spec.name!r}") from None
         run = perf_counter() - begin
         arrays = [_array(results[i]) for i in signature.fetch_of]
+        by_rows = by_rows and signature.spec.batchable  # else its outputs need not have rows: they go back whole
         if by_rows:
             arrays = [self._rows(signature, array, rows, padded) for array in arrays]
         key = self._key(servable, index, arrays, by_rows)

@@ -1,0 +1,10 @@
+"""The scenarios, one a file; a new one is added here."""
+
+from __future__ import annotations
+
+from bench.scenario import Scenario
+from bench.scenarios import clients, hops, mlp, null, soak, start, tensors
+
+SCENARIOS: dict[str, Scenario] = {
+    module.SCENARIO.name: module.SCENARIO for module in (null, mlp, tensors, clients, start, hops, soak)
+}
