@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -103,7 +103,7 @@ class _Closed:
             if len(latencies) % _SAMPLED == 1 and len(kept) < _KEPT_ANSWERS:
                 kept.append((number, _only(outputs)))
         cpu = time.process_time() - cpu
-        return Tally(len(latencies), now - begun, cpu, latencies, len(kept), self._wrong(kept))
+        return Tally(len(latencies), now - begun, cpu, latencies, len(kept), wrong(kept, self.answers))
 
     def _by_callbacks(self, window: Window) -> Tally:
         submit, model, row = self.client.submit, self.model, self.rows[0]
@@ -154,13 +154,14 @@ class _Closed:
         if failures:
             raise failures[0]
         measured = latencies[first_latency:last_latency]
-        return Tally(last - first, ended - begun, cpu, measured, len(kept), self._wrong(kept))
+        return Tally(last - first, ended - begun, cpu, measured, len(kept), wrong(kept, self.answers))
 
-    def _wrong(self, kept: list[tuple[int, Array]]) -> int:
-        return sum(
-            got.shape != self.answers[n : n + 1].shape or not np.allclose(got[0], self.answers[n], RTOL, ATOL)
-            for n, got in kept
-        )
+
+def wrong(kept: Sequence[tuple[int, Array]], answers: Array) -> int:
+    """How many of ``kept``, answers to single rows by their number, are not what they should be."""
+    return sum(
+        got.shape != answers[n : n + 1].shape or not np.allclose(got, answers[n : n + 1], RTOL, ATOL) for n, got in kept
+    )
 
 
 def _in_order(client: tfpool.Client, model: str, window: Window) -> Tally:
@@ -169,7 +170,7 @@ def _in_order(client: tfpool.Client, model: str, window: Window) -> Tally:
     inputs = [random.random((1, window.nbytes // 4), np.float32) for _ in range(_DISTINCT)]
     under_way: deque[tuple[float, Array, Future[Any]]] = deque()
     latencies: list[float] = []
-    sent = checked = wrong = 0
+    sent = checked = bad = 0
     begun = now = time.monotonic()
     cpu = time.process_time()
     while now < window.end:
@@ -181,17 +182,17 @@ def _in_order(client: tfpool.Client, model: str, window: Window) -> Tally:
         got = _only(future.result())
         now = time.monotonic()
         if now < window.begin:
-            checked, wrong = checked + 1, wrong + (not np.array_equal(got, row))
+            checked, bad = checked + 1, bad + (not np.array_equal(got, row))
             begun, cpu = time.monotonic(), time.process_time()
             continue
         latencies.append(now - submitted)
         if len(latencies) % 16 == 0:
             same = got.shape == row.shape and got[0, 0] == row[0, 0] and got[0, -1] == row[0, -1]
-            checked, wrong = checked + 1, wrong + (not same)
+            checked, bad = checked + 1, bad + (not same)
     seconds, cpu = now - begun, time.process_time() - cpu
     for _, row, future in under_way:
-        checked, wrong = checked + 1, wrong + (not np.array_equal(_only(future.result()), row))
-    return Tally(len(latencies), seconds, cpu, latencies, checked, wrong)
+        checked, bad = checked + 1, bad + (not np.array_equal(_only(future.result()), row))
+    return Tally(len(latencies), seconds, cpu, latencies, checked, bad)
 
 
 def _only(outputs: Mapping[str, Array]) -> Array:

@@ -206,7 +206,10 @@ def test_an_arena_that_has_gone(raw: Raw, arena: ClientArena, client: Client) ->
         raw.send(predict(one._replace(first=first)))
     raw.send(messages.encode(Verb.BYE, None))
     serves(client)
-    assert "has offered no arena" in raw.ask(predict(group(regions=(Region(4096, 12),)))).message
+    raw.send(predict(group(first=99, regions=(Region(4096, 12),))))
+    verb, body = raw.hear()
+    assert verb == Verb.ERROR, "an answer, though the memory that held it is gone"
+    assert "has offered no arena" in messages.decode_error(body).message
     until(lambda: not sum(q["rows"] for q in client.queues()))
     serves(client)
 

@@ -36,6 +36,8 @@ class Courier:
         if batch.alone:
             for piece, outputs in zip(batch.pieces, results, strict=True):
                 rows = (0, piece.rows)
+                if piece.reply is not None and piece.client not in self._clients.peers:
+                    continue  # it is gone, and with it the memory that holds its outputs
                 meter.requests += 1
                 if not self._by_reference(piece, rows, outputs, timing):
                     self._answer(piece.client, [(piece, *rows)], outputs, timing)

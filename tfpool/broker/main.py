@@ -223,7 +223,8 @@ class Broker:
         hello = self._intake.hello(body)
         accepted = False
         if hello is not None:
-            self._forget(client)
+            if client in self.clients.peers:
+                self._forget(client)  # it starts anew; but requests may have come before a first HELLO, and stand
             try:
                 self.clients.offer(client, hello)
                 accepted = True

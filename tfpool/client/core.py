@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tfpool.client.reply import Reply
+from tfpool.client.reply import PENDING, Reply
 from tfpool.errors import Cancelled, DeadlineExceeded, InvalidArgument, TfpoolError, Unavailable, from_code
 from tfpool.shm.layout import Lease, align
 from tfpool.types import DType, dtype_of
@@ -145,7 +145,7 @@ class Core:
         if entry is None:
             entry = self._entry(identity, model, version, label, signature, arrays, by_rows)
             if type(inputs) is np.ndarray and by_rows and entry.dense and inputs.dtype.isnative:
-                self._entries[model, version, label, signature, inputs.dtype, *inputs.shape[1:]] = entry
+                self._entries[(model, version, label, signature, inputs.dtype, *inputs.shape[1:])] = entry
         tensors = list(arrays.values())
         count = tensors[0].shape[0] if by_rows else 0
         buffers = [buffer for name, array in arrays.items() for buffer in to_buffers(array, name)]
@@ -229,38 +229,39 @@ class Core:
         groups: list[tuple[Any, ...]] = []
         frames: list[Buffer] = []
         batch: list[Reply] = []
+        entry: Entry | None = None  # what the batch agrees on; None: its only request travels alone
+        rows = priority = 0
+        latest = 0.0
         while outbox:
             reply = outbox.popleft()
-            if not reply.pending:
+            if reply._state != PENDING:
                 self._release(reply)
+                continue
+            if (
+                reply.entry is entry
+                and reply.rows == rows
+                and reply.deadline < latest
+                and reply.priority == priority
+                and reply.regions is None
+                and reply.deadline >= batch[0].deadline - _SAME_DEADLINE
+                and len(batch) < MAX_IN_GROUP
+            ):
+                batch.append(reply)
+                continue
+            if reply.entry is None:
+                out.append(self._call_frames(reply, now))
                 continue
             if reply.regions is not None and reply.store is not self._store:
                 reply.resolve(None, Unavailable("the connection was lost before the request had left"))
                 continue
-            if reply.deadline < self._next_expiry:
-                self._next_expiry = reply.deadline
-            if reply.entry is None:
-                out.append(self._call_frames(reply, now))
-                continue
             if batch:
-                head = batch[0]
-                if (
-                    reply.entry is not head.entry
-                    or reply.rows != head.rows
-                    or not head.rows
-                    or reply.regions is not None
-                    or head.regions is not None
-                    or reply.priority != head.priority
-                    or not -_SAME_DEADLINE < reply.deadline - head.deadline < _SAME_DEADLINE
-                    or len(batch) >= MAX_IN_GROUP
-                ):
-                    groups.append(self._group(batch, frames, now))
-                    batch = []
-            batch.append(reply)
-            if len(groups) >= messages.MAX_GROUPS - 1 or len(frames) >= messages.MAX_FRAMES - 4096:
                 groups.append(self._group(batch, frames, now))
-                out.append([messages.encode(Verb.PREDICT, groups), *frames])
-                groups, frames, batch = [], [], []
+                if len(groups) >= messages.MAX_GROUPS or len(frames) >= messages.MAX_FRAMES - 4096:
+                    out.append([messages.encode(Verb.PREDICT, groups), *frames])
+                    groups, frames = [], []
+            batch = [reply]
+            rows, priority, latest = reply.rows, reply.priority, reply.deadline + _SAME_DEADLINE
+            entry = reply.entry if rows and reply.regions is None else None
         if batch:
             groups.append(self._group(batch, frames, now))
         if groups:
@@ -270,9 +271,10 @@ class Core:
     def _group(self, batch: list[Reply], frames: list[Buffer], now: float) -> Group:
         head = batch[0]
         first = self._next_id
-        self._next_id = following = first + len(batch)
+        self._next_id = first + len(batch)
+        self._next_expiry = min(self._next_expiry, head.deadline - _SAME_DEADLINE)
         sent = self._sent
-        for number, reply in zip(range(first, following), batch, strict=True):
+        for number, reply in enumerate(batch, first):
             reply.id = number
             sent[number] = reply
         budget = min(max(0, int((head.deadline - now) * 1000) + 1), messages.MAX_BUDGET_MS)
@@ -292,6 +294,7 @@ class Core:
         method, arguments = reply.buffers
         reply.id = self._next_id
         self._next_id += 1
+        self._next_expiry = min(self._next_expiry, reply.deadline)
         self._calls[reply.id] = reply
         budget = min(max(0, int((reply.deadline - now) * 1000)), messages.MAX_BUDGET_MS)
         return [messages.encode(Verb.CALL, [reply.id, method, arguments, budget])]
@@ -345,20 +348,18 @@ class Core:
         sent, outbox = self._sent, self._outbox
         enough = max(OVERFLOW, len(sent) // 2)
         begin = 0
-        single = blocks[0] if len(blocks) == 1 else None
+        name, block = blocks[0]
+        single = len(blocks) == 1
         for first, count, each in pieces:
             for number in range(first, first + count):
                 reply = sent.pop(number, None)
                 end = begin + each
                 if reply is not None:
+                    outputs = {name: block[begin:end]} if single else {n: b[begin:end] for n, b in blocks}
+                    if reply.squeeze:
+                        outputs = {n: value[0] for n, value in outputs.items()}
                     if reply.leases:
                         self._release(reply)
-                    if single is not None:
-                        outputs = {single[0]: single[1][begin:end]}
-                    else:
-                        outputs = {name: block[begin:end] for name, block in blocks}
-                    if reply.squeeze:
-                        outputs = {name: value[0] for name, value in outputs.items()}
                     reply.timing = timing
                     reply.resolve(outputs)
                     if len(outbox) >= enough:

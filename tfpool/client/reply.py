@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER
+from concurrent.futures._base import PENDING as PENDING
 from typing import Any, Protocol
 
 from tfpool.errors import TfpoolError

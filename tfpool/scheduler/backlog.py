@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from tfpool.scheduler.work import Join, Queue, QueueSpec, Segment
@@ -82,6 +83,7 @@ class Backlog:
 
     def cancelled(self, client: bytes, ranges: list[tuple[int, int]]) -> Iterator[tuple[Queue, list[Segment]]]:
         """Take out the requests ``(first, count)`` of a client."""
+        wanted = _merged(ranges)
         for queue in self.waiting():
             kept: list[Segment] = []
             gone: list[Segment] = []
@@ -89,7 +91,7 @@ class Backlog:
                 if segment.client != client:
                     kept.append(segment)
                 else:
-                    _sift(segment, ranges, kept, gone)
+                    _sift(segment, wanted, kept, gone)
             if gone:
                 replace(queue, kept)
                 yield queue, gone
@@ -139,18 +141,32 @@ def explode(segment: Segment) -> list[Segment]:
     ]
 
 
-def _sift(segment: Segment, ranges: list[tuple[int, int]], kept: list[Segment], gone: list[Segment]) -> None:
-    """Split one segment into what is still wanted and what is not."""
-    if segment.join is not None:
-        request = segment.join.request
-        hit = any(first <= request < first + count for first, count in ranges)
-        (gone if hit else kept).append(segment)
-        return
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges (first, count) as (begin, end), in order and apart."""
+    merged: list[tuple[int, int]] = []
     for first, count in sorted(ranges):
-        begin, end = max(first, segment.first), min(first + count, segment.first + segment.count)
-        if begin < end:
-            if begin > segment.first:
-                kept.append(segment.take(begin - segment.first))
-            gone.append(segment.take(end - begin))
+        if merged and first <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], first + count)
+        else:
+            merged.append((first, first + count))
+    return merged
+
+
+def _sift(segment: Segment, wanted: list[tuple[int, int]], kept: list[Segment], gone: list[Segment]) -> None:
+    """Split one segment into what is kept and what is not; ``wanted`` are the ids to take out, see :func:`_merged`."""
+    join = segment.join
+    first, end = (join.request, join.request + 1) if join else (segment.first, segment.first + segment.count)
+    at = max(0, bisect_right(wanted, (first, end)) - 1)
+    while at < len(wanted) and wanted[at][0] < end:
+        hit, over = max(wanted[at][0], first), min(wanted[at][1], end)
+        at += 1
+        if hit >= over:
+            continue
+        if join:
+            gone.append(segment)
+            return
+        if hit > segment.first:
+            kept.append(segment.take(hit - segment.first))
+        gone.append(segment.take(over - hit))
     if segment.count:
         kept.append(segment)

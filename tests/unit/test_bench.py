@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bench import echo, machine, report
+from bench.__main__ import main
+from bench.children import Child, ChildFailed
+from bench.fleet import Tally, merged, quantile
+from bench.inprocess import aligned
+from bench.loads import wrong
+from bench.report import Result
+from bench.scenario import Figure, Models, Scenario, Settings, Sheet, Spread, Target
+from bench.scenarios import SCENARIOS
+from bench.scenarios.tensors import copies, size_name
+
+
+class Quiet:
+    steps = 0
+
+    def say(self, text: str) -> None:
+        pass
+
+    def step(self) -> None:
+        self.steps += 1
+
+
+SETTINGS = Settings(Models({}, {}), "", Quiet())
+RATE = Figure("rate", "req/s", Spread((300.0, 100.0, 240.0)), Spread((100.0, 100.0, 120.0)), Target(2.0, aim=2.5))
+COST = Figure("cpu", "us", Spread((4.0, 7.0, 5.0)), None, Target(6.0, on="ours"), higher_is_better=False)
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_is_taken_within_each_repeat() -> None:
+    assert RATE.ratio == Spread((3.0, 1.0, 2.0))
+    assert COST.ratio is None
+
+
+def test_a_spread_keeps_the_order_of_its_values() -> None:
+    spread = Spread((3.0, 1.0, 2.0, 8.0))
+    assert (spread.median, spread.least, spread.most) == (2.5, 1.0, 8.0)
+    assert spread.values == (3.0, 1.0, 2.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("figure", "verdict", "aimed"),
+    [
+        (RATE, "ok", False),
+        (replace(RATE, target=Target(2.1)), "missed", False),
+        (replace(RATE, target=Target(1.0, aim=2.0)), "ok", True),
+        (replace(RATE, target=Target(240.0, on="ours")), "ok", False),
+        (replace(RATE, target=None), "", False),
+        (COST, "ok", False),
+        (replace(COST, target=Target(4.5, aim=3.0, on="ours")), "missed", False),
+        (replace(COST, target=Target(6.0, aim=5.0, on="ours")), "ok", True),
+        (replace(COST, reference=Spread((2.0, 7.0, 5.0)), target=Target(0.9)), "missed", False),
+    ],
+)
+def test_the_median_is_judged(figure: Figure, verdict: str, aimed: bool) -> None:
+    assert (figure.verdict, figure.aimed) == (verdict, aimed)
+
+
+def test_a_target_on_a_ratio_needs_a_reference() -> None:
+    with pytest.raises(ValueError, match="it has no reference"):
+        _ = replace(COST, target=Target(1.0)).verdict
+
+
+def test_a_sheet_collects_repeats_by_figure() -> None:
+    sheet = Sheet({"b": Target(1.5)})
+    for number in (1.0, 2.0, 3.0):
+        sheet.cost("a", "ms", number)
+        sheet.rate("b", "req/s", 2 * number, number, {"number": number})
+    a, b = sheet.figures()
+    assert (a.name, a.ours.values, a.reference, a.higher_is_better, a.verdict) == (
+        "a",
+        (1.0, 2.0, 3.0),
+        None,
+        False,
+        "",
+    )
+    assert b.reference == Spread((1.0, 2.0, 3.0))
+    assert (b.verdict, b.higher_is_better) == ("ok", True)
+    assert [item["number"] for item in b.detail] == [1.0, 2.0, 3.0]
+
+
+def test_a_target_without_its_figure_is_an_error() -> None:
+    with pytest.raises(ValueError, match="targets b"):
+        Sheet({"b": Target(1.0)}).figures()
+
+
+def test_settings_choose_the_window_and_step_the_progress() -> None:
+    assert replace(SETTINGS, seconds=1.5).window == 1.5
+    assert replace(SETTINGS, quick=True).window < SETTINGS.window
+    progress = Quiet()
+    assert list(replace(SETTINGS, progress=progress, repeat=3).repeats()) == [0, 1, 2]
+    assert progress.steps == 3
+
+
+# -- loads ---------------------------------------------------------------------------------------------------------
+
+
+def test_clients_are_added_up() -> None:
+    load = merged([Tally(100, 2.0, 0.5, [1.0, 3.0], 5, 1), Tally(300, 1.0, 0.3, [2.0, 4.0], 7, 0)])
+    assert load.rate == 350.0
+    assert (load.requests, load.checked, load.wrong) == (400, 12, 1)
+    assert (load.p50_us, load.p99_us, load.max_us) == (2e6, 4e6, 4e6)
+    assert load.cpu_us["client"] == pytest.approx(2000.0)
+
+
+def test_clients_without_requests_have_no_cpu_a_request() -> None:
+    assert merged([Tally(0, 1.0, 0.5)]).cpu_us == {"client": 0.0}
+
+
+def test_quantiles() -> None:
+    values = [float(n) for n in range(1, 101)]
+    assert [quantile(values, q) for q in (0.0, 0.5, 0.99, 1.0)] == [1.0, 50.0, 99.0, 100.0]
+    assert quantile([], 0.5) == 0.0
+
+
+def test_wrong_answers_are_found() -> None:
+    answers = np.arange(8, dtype=np.float32).reshape(4, 2)
+    right = [(n, answers[n : n + 1]) for n in range(4)]
+    assert wrong(right, answers) == 0
+    assert wrong([(0, answers[1:2]), *right], answers) == 1
+    assert wrong([(0, answers[0])], answers) == 1
+
+
+def test_the_roofline_runs_on_aligned_rows() -> None:
+    rows = aligned((3, 5))
+    assert rows.ctypes.data % 64 == 0
+    assert rows.shape == (3, 5)
+    assert rows.dtype == np.float32
+
+
+# -- report --------------------------------------------------------------------------------------------------------
+
+
+def test_the_document_has_everything() -> None:
+    scenario = Scenario("one", "what it does", lambda settings: ())
+    detail = ({"ours": {"p50_us": 1.0}},)
+    results = [Result(scenario, 1.25, [replace(RATE, detail=detail), COST]), Result(scenario, 0.1, error="it broke")]
+    document = json.loads(json.dumps(report.document(report.preamble(), SETTINGS, results)))
+    assert set(document) == {"schema", "date", "commit", "machine", "versions", "settings", "scenarios"}
+    assert document["settings"] == {"seconds": None, "repeat": SETTINGS.repeat, "quick": False}
+    good, bad = document["scenarios"]
+    assert (good["name"], good["error"], bad["error"], bad["figures"]) == ("one", None, "it broke", [])
+    assert good["figures"][0] == {
+        "name": "rate",
+        "unit": "req/s",
+        "higher_is_better": True,
+        "ours": {"median": 240.0, "min": 100.0, "max": 300.0, "values": [300.0, 100.0, 240.0]},
+        "reference": {"median": 100.0, "min": 100.0, "max": 120.0, "values": [100.0, 100.0, 120.0]},
+        "ratio": {"median": 2.0, "min": 1.0, "max": 3.0, "values": [3.0, 1.0, 2.0]},
+        "target": {"bound": 2.0, "aim": 2.5, "on": "ratio"},
+        "verdict": "ok",
+        "aimed": False,
+        "detail": [{"ours": {"p50_us": 1.0}}],
+    }
+    assert (good["figures"][1]["reference"], good["figures"][1]["ratio"]) == (None, None)
+
+
+def test_the_document_says_where_it_was_measured() -> None:
+    assert set(machine.machine()) == {"cpu", "cores", "memory_bytes", "kernel", "load_average"}
+    assert machine.machine()["cores"] >= 1
+    assert {"python", "tensorflow", "pyzmq", "numpy"} <= set(machine.versions())
+
+
+def test_the_table_has_a_row_a_figure() -> None:
+    scenario = Scenario("one", "what it does", lambda settings: ())
+    table = report.table(Result(scenario, 1.0, [RATE, COST]))
+    assert table.row_count == 2
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[0] == ["rate, req/s", "cpu, us"]
+    assert cells[1] == ["240", "5 (4..7)"]
+    assert cells[3] == ["2 (1..3)", ""]
+    assert cells[4] == [">= 2x (aim 2.5)", "<= 6"]
+    assert [str(cell) for cell in cells[5]] == ["ok", "ok"]
+
+
+def test_numbers_read_well() -> None:
+    assert [report.number(n) for n in (67_234.4, 1.7345, 0.001234, 0.0, 999.7)] == [
+        "67,234",
+        "1.73",
+        "0.00123",
+        "0",
+        "1,000",
+    ]
+    assert report.with_spread(Spread((1.0,))) == "1"
+    assert [size_name(n) for n in (1 << 10, 256 << 10, 1 << 20, 16 << 20)] == ["1 KiB", "256 KiB", "1 MiB", "16 MiB"]
+
+
+# -- command line --------------------------------------------------------------------------------------------------
+
+
+def test_list_names_every_scenario_and_target() -> None:
+    result = CliRunner().invoke(main, ["list"])
+    assert result.exit_code == 0
+    for name, scenario in SCENARIOS.items():
+        assert f"{name} " in result.output
+        assert scenario.description in result.output
+        for target in scenario.targets:
+            assert target in result.output
+
+
+@pytest.mark.parametrize(
+    "words", [["run"], ["run", "nothing"], ["run", "null", "--repeat", "0"], ["run", "null", "--seconds", "x"]]
+)
+def test_bad_usage(words: list[str]) -> None:
+    assert CliRunner().invoke(main, words).exit_code == 2
+
+
+# -- children ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_a_child_answers() -> None:
+    with Child(copies) as child:
+        assert child.ask([1024, 0.01]) > 0
+
+
+@pytest.mark.process
+def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
+    with Child(echo.serve, f"ipc://{tmp_path}/none/echo") as child, pytest.raises(ChildFailed, match="ZMQError"):
+        child.hear()
