@@ -38,7 +38,7 @@ class BatchingSettings:
     of them. A batch waits at most ``max_wait_ms`` for company, and only while every worker is busy.
     """
 
-    max_batch_size: int = 64
+    max_batch_size: int = 128
     max_wait_ms: float = 0.0
     allowed_batch_sizes: tuple[int, ...] = ()
     max_queue_rows: int = 16384

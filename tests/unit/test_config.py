@@ -150,7 +150,7 @@ BAD = [
     ("[batching]\nmax_wait_ms = nan", "2: [batching] max_wait_ms: got nan, expected a number from 0 to 60000", ""),
     (
         "[batching]\nmax_queue_rows = 3",
-        "2: [batching] max_queue_rows: got 3, expected at least max_batch_size (64)",
+        "2: [batching] max_queue_rows: got 3, expected at least max_batch_size (128)",
         "",
     ),
     (
