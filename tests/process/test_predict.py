@@ -104,7 +104,7 @@ def test_outputs_that_no_lease_had_room_for(client: Client) -> None:
     for _ in range(3):
         out = client.predict("spill", floats(3))["y"]
         assert out.shape == (3, SPILL_FLOATS)
-        assert out[:, ::SPILL_FLOATS // 4].tolist() == [[i] * 4 for i in range(3)]
+        assert out[:, :: SPILL_FLOATS // 4].tolist() == [[i] * 4 for i in range(3)]
 
 
 def test_results_are_the_callers_own(client: Client) -> None:
@@ -165,11 +165,8 @@ def test_many_threads_share_a_client(client: Client) -> None:
         rng = np.random.default_rng(seed)
         for _ in range(60):
             x = rng.random((int(rng.integers(1, 12)), 3), np.float32)
-            if rng.random() < 0.5:
-                y = client.predict("double", x)["y"]
-            else:
-                y = client.submit("double", x).result(SOON)["y"]
-            assert y.tolist() == (2 * x).tolist()
+            answer = client.predict("double", x) if rng.random() < 0.5 else client.submit("double", x).result(SOON)
+            assert answer["y"].tolist() == (2 * x).tolist()
 
     with ThreadPoolExecutor(8) as threads:
         for done in [threads.submit(work, seed) for seed in range(8)]:

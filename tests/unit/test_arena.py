@@ -184,7 +184,7 @@ def test_a_full_arena_says_so_and_recovers(mine: ClientArena) -> None:
 def test_outputs_that_are_kept_hold_their_lease(mine: ClientArena) -> None:
     placed = mine.put([b"x"], 1 << 14)
     assert placed is not None
-    regions, room, leases = placed
+    _, room, leases = placed
     assert room is not None
     array = np.frombuffer(mine.take(room, leases[-1]), np.float32)
     part = array[10:20]

@@ -15,7 +15,9 @@ METADATA = {
     "signatures": [
         {
             "name": "serving_default",
-            "inputs": [{"name": "x", "dtype": "float32"}, {"name": "n", "dtype": "uint8"}, {"name": "s", "dtype": "string"}],
+            "inputs": [
+                {"name": name, "dtype": dtype} for name, dtype in (("x", "float32"), ("n", "uint8"), ("s", "string"))
+            ],
         },
         *(
             {"name": dtype, "inputs": [{"name": "x", "dtype": dtype}]}

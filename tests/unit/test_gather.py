@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def send(random: Any, kinds: list[tuple[DType, tuple[int, ...]]], first: int, co
 
 def queue_of(kinds: list[tuple[DType, tuple[int, ...]]], policy: BatchPolicy) -> Queue:
     inputs = tuple(
-        Input(inner, int(np.prod(inner, dtype=int)) * ITEM_BYTES[dtype], dtype == DType.STRING) for dtype, inner in kinds
+        Input(inner, int(np.prod(inner, dtype=int)) * ITEM_BYTES[dtype], dtype == DType.STRING)
+        for dtype, inner in kinds
     )
     return Queue(QueueSpec(1, ModelKey("m", 1), 0, inputs, True, True, True, policy))
 
@@ -111,7 +113,7 @@ def test_batches_hold_the_rows_in_order(
             used.append((offset, offset + size * batch.padded))
             assert same(got, all_rows[done : done + batch.rows])
         ends = sorted(span for span in used if span[1] > span[0])
-        assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False)), "parts do not overlap"
+        assert all(a[1] <= b[0] for a, b in pairwise(ends)), "parts do not overlap"
         assert sum(end - begin for _, begin, end in spans(batch)) == batch.rows
         done += batch.rows
         layout.free(lease)
@@ -135,7 +137,7 @@ def test_outputs_are_cut_by_rows(
     cuts = sorted(data.draw(st.lists(st.integers(0, rows), min_size=2, max_size=6)))
     pairs = st.lists(st.booleans(), min_size=len(cuts) - 1, max_size=len(cuts) - 1)
     chosen = data.draw(pairs.filter(any))
-    ranges = [(a, b) for a, b, keep in zip(cuts, cuts[1:], chosen, strict=False) if keep]
+    ranges = [cut for cut, keep in zip(pairwise(cuts), chosen, strict=True) if keep]
     buffers = iter(outputs.rows(ranges))
     total = sum(b - a for a, b in ranges)
     for (dtype, inner), array in zip(kinds, arrays, strict=True):
@@ -147,7 +149,8 @@ def test_outputs_are_cut_by_rows(
 
 
 def test_whole_tensors_are_one_piece() -> None:
-    spec = QueueSpec(1, ModelKey("m", 1), 0, (Input((2, 3), 24, False), Input((), 4, True)), False, False, True, BatchPolicy())
+    inputs = (Input((2, 3), 24, False), Input((), 4, True))
+    spec = QueueSpec(1, ModelKey("m", 1), 0, inputs, False, False, True, BatchPolicy())
     queue = Queue(spec)
     matrix, text = np.arange(6, dtype=np.float32).reshape(2, 3), np.array(b"hello", object)
     frames = [bytes(buffer) for array in (matrix, text) for buffer in to_buffers(array)]

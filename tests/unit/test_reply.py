@@ -311,23 +311,23 @@ def test_a_storm_of_threads() -> None:
             seen: list[Any] = []
             start = threading.Barrier(6)
 
-            def settle(
-                how: str, order: list[Reply], start: threading.Barrier = start, won: list[Any] = won
-            ) -> None:
+            def settle(how: str, order: list[Reply], start: threading.Barrier = start, won: list[Any] = won) -> None:
                 start.wait(SOON)
-                for reply in order:
-                    if getattr(reply, how)(*([{}] if how == "resolve" else [])):
-                        won.append((reply, how))
+                settled = [r for r in order if getattr(r, how)(*([{}] if how == "resolve" else []))]
+                won.extend((reply, how) for reply in settled)
 
             def listen(
-                how: str, order: list[Reply], start: threading.Barrier = start, seen: list[Any] = seen,
+                how: str,
+                order: list[Reply],
+                start: threading.Barrier = start,
+                seen: list[Any] = seen,
                 calls: list[Any] = calls,
             ) -> None:
                 start.wait(SOON)
                 try:
                     if how == "callback":
                         for reply in order:
-                            reply.add_done_callback(lambda f: calls.append(f))
+                            reply.add_done_callback(calls.append)
                     elif how == "wait":
                         seen.append(wait(order, SOON).done)
                     elif how == "as_completed":

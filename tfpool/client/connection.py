@@ -18,7 +18,8 @@ from typing import Any
 import zmq
 
 from tfpool.client.arena import ClientArena
-from tfpool.client.core import GRACE_SECONDS, Core
+from tfpool.client.core import Core
+from tfpool.client.ledger import GRACE_SECONDS
 from tfpool.client.reply import Reply
 from tfpool.errors import FailedPrecondition, TfpoolError, Unavailable
 from tfpool.telemetry import log

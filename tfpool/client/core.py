@@ -10,23 +10,22 @@ client's arena that hold it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
+from tfpool.client.ledger import GRACE_SECONDS, Ledger, Store
 from tfpool.client.reply import PENDING, Reply
-from tfpool.errors import Cancelled, DeadlineExceeded, InvalidArgument, TfpoolError, Unavailable, from_code
-from tfpool.shm.layout import Lease, align
+from tfpool.errors import Cancelled, InvalidArgument, TfpoolError, Unavailable
+from tfpool.shm.layout import align
 from tfpool.types import DType, dtype_of
 from tfpool.wire import messages
-from tfpool.wire.keys import OutputKey, RequestKey, Tensor, pack_request_key, unpack_output_key
-from tfpool.wire.messages import Answer, Group, Region, Verb
-from tfpool.wire.tensors import Array, Buffer, as_tensor, take_array, to_buffers
+from tfpool.wire.keys import RequestKey, Tensor, pack_request_key
+from tfpool.wire.messages import Group, Verb
+from tfpool.wire.tensors import Array, Buffer, as_tensor, to_buffers
 
-GRACE_SECONDS = 0.05
 MAX_IN_GROUP = 4096
-OVERFLOW = 24
 _SAME_DEADLINE = 0.001
 _KEYS_KEPT = 8192
 
@@ -43,19 +42,6 @@ class Entry:
         self.out_row_bytes: tuple[int, ...] = ()
 
 
-class Store(Protocol):
-    """Memory that is shared with the broker, for large tensors."""
-
-    def put(self, buffers: list[Buffer], reply_bytes: int) -> tuple[list[Region], Region | None, list[Lease]] | None:
-        """Copy tensors in, and keep room for outputs, whose lease then comes last; None where there is no room."""
-
-    def take(self, region: Region, lease: Lease) -> Buffer:
-        """The outputs in a region; the lease lasts while somebody uses them."""
-
-    def free(self, leases: Iterable[Lease]) -> None:
-        """End leases."""
-
-
 class Core:
     """One connection's requests.
 
@@ -68,22 +54,17 @@ class Core:
         self, wait: Callable[[Reply, float | None], None], crossover: int, overflow: Callable[[], None]
     ) -> None:
         self.wait = wait
-        self._overflow = overflow
-        self._store: Store | None = None
         self._crossover = crossover
         self._entries: dict[Any, Entry] = {}
-        self._output_keys: dict[bytes, OutputKey] = {}
         self._outbox: deque[Reply] = deque()
+        self._ledger = Ledger(self._outbox, overflow)
         self._notes: deque[list[Buffer]] = deque()
-        self._sent: dict[int, Reply] = {}
-        self._calls: dict[int, Reply] = {}
         self._next_id = 0
-        self._next_expiry = float("inf")
 
     @property
     def busy(self) -> bool:
         """Whether anything waits to leave, or for an answer."""
-        return self.unsent or bool(self._sent or self._calls)
+        return self.unsent or bool(self._ledger.sent or self._ledger.calls)
 
     @property
     def unsent(self) -> bool:
@@ -92,7 +73,7 @@ class Core:
 
     def attach(self, store: Store | None) -> None:
         """Use this memory for large tensors from now on."""
-        self._store = store
+        self._ledger.store = store
 
     # -- requests ----------------------------------------------------------------------------------------------
 
@@ -188,7 +169,7 @@ class Core:
         """Put large tensors where the broker can reach them, with room for the outputs; where that is full, or the
         broker is on another host, copy them for the way through the socket. The caller may change its arrays."""
         buffers = [buffer for array in arrays for buffer in to_buffers(array)]
-        store = self._store
+        store = self._ledger.store
         if store is not None:
             wanted = sum(align(nbytes * max(1, reply.rows)) for nbytes in reply.entry.out_row_bytes)
             try:
@@ -215,7 +196,7 @@ class Core:
 
     def withdraw(self, reply: Reply) -> None:
         """Tell the broker that a cancelled reply is not wanted; its leases stand until the final answer."""
-        if reply.id >= 0 and reply.id in self._sent:
+        if reply.id >= 0 and reply.id in self._ledger.sent:
             self.note(Verb.CANCEL, [[reply.id, 1]])
 
     # -- frames out --------------------------------------------------------------------------------------------
@@ -235,7 +216,7 @@ class Core:
         while outbox:
             reply = outbox.popleft()
             if reply._state != PENDING:
-                self._release(reply)
+                self._ledger.release(reply)
                 continue
             if (
                 reply.entry is entry
@@ -251,7 +232,7 @@ class Core:
             if reply.entry is None:
                 out.append(self._call_frames(reply, now))
                 continue
-            if reply.regions is not None and reply.store is not self._store:
+            if reply.regions is not None and reply.store is not self._ledger.store:
                 reply.resolve(None, Unavailable("the connection was lost before the request had left"))
                 continue
             if batch:
@@ -272,8 +253,8 @@ class Core:
         head = batch[0]
         first = self._next_id
         self._next_id = first + len(batch)
-        self._next_expiry = min(self._next_expiry, head.deadline - _SAME_DEADLINE)
-        sent = self._sent
+        self._ledger.expiry = min(self._ledger.expiry, head.deadline - _SAME_DEADLINE)
+        sent = self._ledger.sent
         for number, reply in enumerate(batch, first):
             reply.id = number
             sent[number] = reply
@@ -294,8 +275,8 @@ class Core:
         method, arguments = reply.buffers
         reply.id = self._next_id
         self._next_id += 1
-        self._next_expiry = min(self._next_expiry, reply.deadline)
-        self._calls[reply.id] = reply
+        self._ledger.expiry = min(self._ledger.expiry, reply.deadline)
+        self._ledger.calls[reply.id] = reply
         budget = min(max(0, int((reply.deadline - now) * 1000)), messages.MAX_BUDGET_MS)
         return [messages.encode(Verb.CALL, [reply.id, method, arguments, budget])]
 
@@ -305,138 +286,28 @@ class Core:
         """Resolve what a message answers. A WELCOME returns whether the arena was accepted, others None."""
         verb, body = messages.decode(frames[0])
         if verb == Verb.ANSWER:
-            self._answer(messages.decode_answer(body), frames)
+            self._ledger.answered(messages.decode_answer(body), frames)
         elif verb == Verb.ERROR:
-            failure = messages.decode_error(body)
-            for first, count in failure.pieces:
-                for number in range(first, first + count):
-                    reply = self._sent.pop(number, None) or self._calls.pop(number, None)
-                    if reply is not None:
-                        self._release(reply)
-                        reply.resolve(None, from_code(failure.code, failure.message))
+            self._ledger.failed(messages.decode_error(body))
         elif verb == Verb.RESULT:
-            reply = self._calls.pop(body[0], None)
-            if reply is not None:
-                reply.resolve(body[1])
+            self._ledger.returned(*body)
         elif verb == Verb.WELCOME:
             return bool(body[0])
         return None
-
-    def _answer(self, answer: Answer, frames: list[bytes]) -> None:
-        spec, pieces, timing, regions = answer
-        key = self._output_keys.get(spec)
-        if key is None:
-            if len(self._output_keys) >= _KEYS_KEPT:
-                self._output_keys.clear()
-            key = self._output_keys[spec] = unpack_output_key(spec)
-        if regions is not None:
-            self._by_reference(key, pieces[0].first, regions, timing)
-            return
-        rows = sum(piece.count * piece.rows for piece in pieces)
-        blocks: list[tuple[str, Array]] = []
-        at = 1
-        for name, dtype, inner in key.outputs:
-            shape = (rows, *inner) if key.by_rows else inner
-            many = 2 if dtype == DType.STRING else 1
-            buffers: list[Buffer] = [*frames[at : at + many]] if many == 2 else [bytearray(frames[at])]
-            blocks.append((name, take_array(dtype, shape, buffers)))
-            at += many
-        if not key.by_rows:
-            self._finish(pieces[0].first, dict(blocks), timing)
-            return
-        self._learn(pieces[0].first, key)
-        sent, outbox = self._sent, self._outbox
-        enough = max(OVERFLOW, len(sent) // 2)
-        begin = 0
-        name, block = blocks[0]
-        single = len(blocks) == 1
-        for first, count, each in pieces:
-            for number in range(first, first + count):
-                reply = sent.pop(number, None)
-                end = begin + each
-                if reply is not None:
-                    outputs = {name: block[begin:end]} if single else {n: b[begin:end] for n, b in blocks}
-                    if reply.squeeze:
-                        outputs = {n: value[0] for n, value in outputs.items()}
-                    if reply.leases:
-                        self._release(reply)
-                    reply.timing = timing
-                    reply.resolve(outputs)
-                    if len(outbox) >= enough:
-                        self._overflow()
-                begin = end
-
-    def _finish(self, number: int, outputs: dict[str, Array], timing: tuple[int, int, int]) -> None:
-        reply = self._sent.pop(number, None)
-        if reply is not None:
-            self._release(reply)
-            if reply.squeeze:
-                outputs = {name: v[0] if v.ndim and v.shape[0] == 1 else v for name, v in outputs.items()}
-            reply.timing = timing
-            reply.resolve(outputs)
-
-    def _learn(self, number: int, key: OutputKey) -> None:
-        reply = self._sent.get(number)
-        if reply is not None and reply.entry is not None:
-            reply.entry.out_row_bytes = key.row_bytes
-
-    def _by_reference(
-        self, key: OutputKey, number: int, regions: tuple[Region, ...], timing: tuple[int, int, int]
-    ) -> None:
-        reply = self._sent.pop(number, None)
-        if reply is None or self._store is None:
-            return
-        *inputs, room = reply.leases
-        reply.leases = ()
-        self._store.free(inputs)
-        outputs: dict[str, Array] = {}
-        at = 0
-        for name, dtype, inner in key.outputs:
-            shape = (reply.rows, *inner) if key.by_rows else inner
-            many = 2 if dtype == DType.STRING else 1
-            buffers = [self._store.take(region, room) for region in regions[at : at + many]]
-            outputs[name] = take_array(dtype, shape, buffers)
-            at += many
-        self._store.free([room])
-        if reply.squeeze:
-            outputs = {name: value[0] for name, value in outputs.items()}
-        reply.timing = timing
-        reply.resolve(outputs)
-
-    def _release(self, reply: Reply) -> None:
-        if reply.leases and self._store is reply.store is not None:
-            reply.store.free(reply.leases)
-        reply.leases = ()
 
     # -- time and loss -----------------------------------------------------------------------------------------
 
     def next_expiry(self) -> float:
         """When :meth:`expire` has something to do at the latest (monotonic seconds)."""
-        return self._next_expiry + GRACE_SECONDS
+        return self._ledger.expiry + GRACE_SECONDS
 
     def expire(self, now: float) -> None:
-        """Fail what has had no answer at its deadline. The broker is still owed the leases it may be using."""
-        late = now - GRACE_SECONDS
-        following = float("inf")
-        for table in (self._sent, self._calls):
-            for reply in list(table.values()):
-                if not reply.pending:
-                    continue
-                if reply.deadline <= late:
-                    if table is self._calls:
-                        table.pop(reply.id, None)
-                    reply.resolve(None, DeadlineExceeded("no answer before the deadline"))
-                elif reply.deadline < following:
-                    following = reply.deadline
-        self._next_expiry = following
+        """Fail what has had no answer at its deadline."""
+        self._ledger.expire(now)
 
     def lost(self, error: TfpoolError) -> None:
         """The connection is gone, and with it every answer that was due."""
-        for table in (self._sent, self._calls):
-            while table:
-                _, reply = table.popitem()
-                reply.leases = ()
-                reply.resolve(None, error)
+        self._ledger.lost(error)
 
     def close(self) -> None:
         """Fail everything that is left."""

@@ -17,9 +17,10 @@ from tfpool.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Tfpool
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.backlog import NEVER, Backlog, explode, remove, replace
 from tfpool.scheduler.fairness import Turns
-from tfpool.scheduler.sizing import Estimates, batch_rows, batches, in_place, input_bytes, output_bytes, plan
+from tfpool.scheduler.forming import Former
+from tfpool.scheduler.sizing import Estimates, batches
 from tfpool.scheduler.work import Batch, BatchId, Queue, QueueSpec, Segment, WorkerName
-from tfpool.shm.layout import Layout, Lease
+from tfpool.shm.layout import Layout
 from tfpool.types import ModelKey
 
 CREDITS = 2
@@ -47,11 +48,11 @@ class Scheduler:
         self._routes: dict[ModelKey, set[WorkerName]] = {}
         self._hungry: dict[WorkerName, None] = {}
         self._starved: set[WorkerName] = set()
-        self._next_batch = 0
         self._flying = 0
         self._last: Batch | None = None
         self._next_ripe = NEVER
         self._estimates = Estimates()
+        self._former = Former(layout, self._estimates)
         self._doors = {
             ev.Submit: self._submit,
             ev.Completed: self._completed,
@@ -80,7 +81,7 @@ class Scheduler:
         return min(self.backlog.expiry, self._next_ripe)
 
     def lone_run(self) -> float:
-        """Seconds that the run of the only request in the pool is thought to take; inf where there are more, or none."""
+        """Seconds that the run of the only request in flight is thought to take; inf where there are more, or none."""
         return self._last.thought if self._flying == 1 and self._last is not None else NEVER
 
     def in_flight(self, worker: WorkerName, servable: ModelKey | None = None) -> int:
@@ -163,9 +164,8 @@ class Scheduler:
                 if worker.name in self._starved:
                     return
                 continue
-            batch = self._form(queue, worker, now)
+            batch = self._former.form(queue, worker.name, worker.holder, self._sharers(queue, worker), now)
             worker.batches[batch.id] = batch
-            batch.thought = self._estimates.run(queue.spec)
             worker.turns.start(queue.spec.servable.name, batch.thought / queue.spec.policy.weight)
             self._rest(queue)
             self._flying += batch.requests
@@ -203,44 +203,17 @@ class Scheduler:
 
     def _fits(self, queue: Queue, worker: _Worker, actions: list[ev.Action]) -> bool:
         """Whether the head of a queue can have room. One that never can is refused; else its worker is starved."""
-        head = queue.segments[0]
-        if in_place(queue, self._estimates.run(queue.spec)):
-            return True
-        need = input_bytes(queue, head.rows)
-        if need > self.layout.largest:
-            allowed = self.layout.largest
-            message = (
-                f"a request of {queue.spec.servable} needs {need} bytes of shared memory, shm_budget has {allowed}"
-            )
-            self._refuse(queue.spec, [queue.take_one()], ResourceExhausted(message), actions)
+        need, allowed = self._former.needs(queue), self.layout.largest
+        if need > allowed:
+            what = f"a request of {queue.spec.servable} needs {need} bytes of shared memory"
+            error = ResourceExhausted(f"{what}; shm_budget allows {allowed}")
+            self._refuse(queue.spec, [queue.take_one()], error, actions)
             self._rest(queue)
             return False
-        if not self.layout.has_room(need):
+        if need and not self.layout.has_room(need):
             self._starved.add(worker.name)
             return False
         return True
-
-    def _form(self, queue: Queue, worker: _Worker, now: float) -> Batch:
-        """Cut a batch off a queue: as large as it may be, and as the arena has room for."""
-        spec, head = queue.spec, queue.segments[0]
-        alone = in_place(queue, self._estimates.run(spec))
-        lease = None
-        if alone:
-            if head.reply is None:
-                lease = self.layout.lease(output_bytes(queue, head.rows), worker.holder)
-            pieces = [queue.take_one() for _ in range(alone)]
-        else:
-            rows = batch_rows(queue, self._sharers(queue, worker))
-            while (lease := self._lease(queue, rows, worker.holder)) is None:
-                rows = max(rows // 2, head.rows)
-            pieces = queue.take(rows) if batches(spec) else [queue.take_one()]
-        self._next_batch += 1
-        return plan(self._next_batch, queue, worker.name, pieces, lease, bool(alone), now)
-
-    def _lease(self, queue: Queue, rows: int, holder: Hashable) -> Lease | None:
-        """Room for inputs and outputs, or for the inputs alone: outputs that do not fit come in other memory."""
-        need = input_bytes(queue, rows)
-        return self.layout.lease(need + output_bytes(queue, rows), holder) or self.layout.lease(need, holder)
 
     def _sharers(self, queue: Queue, worker: _Worker) -> int:
         """Idle workers that could take a part of this queue now, ``worker`` among them."""

@@ -50,7 +50,7 @@ def install() -> None:
     loader.session_config = lambda threads, gpu_memory: None
     loader.start_runtime = lambda config: None
     loader.load = load
-    loader.explain = executor.explain = explain
+    loader.explain = vars(executor)["explain"] = explain
     warmup.warm = lambda loaded, sizes: None
 
 
@@ -82,9 +82,7 @@ def signature(
     mutates: bool = False,
 ) -> Signature:
     """A signature of a numpy function that takes its inputs, and gives its outputs, in the order of their names."""
-    into, out = (
-        tuple(TensorSpec(key, *tensors[key]) for key in sorted(tensors)) for tensors in (inputs, outputs)
-    )
+    into, out = (tuple(TensorSpec(key, *tensors[key]) for key in sorted(tensors)) for tensors in (inputs, outputs))
     reason = "" if batchable else "it says so"
     spec = SignatureSpec(name, "predict", into, out, batchable and not mutates, mutates, reason)
     return Signature(spec, call, tuple(numpy_dtype(t.dtype) for t in into), tuple(range(len(out))))
@@ -177,9 +175,7 @@ def _poison(path: str) -> list[Signature]:
 def _wrong(path: str) -> list[Signature]:
     """Gives a row too many."""
     return [
-        signature(
-            lambda x: (np.concatenate([x, x[:1]]),), {"x": (DType.FLOAT, (-1,))}, {"y": (DType.FLOAT, (-1,))}
-        )
+        signature(lambda x: (np.concatenate([x, x[:1]]),), {"x": (DType.FLOAT, (-1,))}, {"y": (DType.FLOAT, (-1,))})
     ]
 
 

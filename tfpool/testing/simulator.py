@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, NoReturn
 
@@ -59,7 +60,6 @@ class Request:
     outcome: str = ""
     running: set[int] = field(default_factory=set)
     answered: set[int] = field(default_factory=set)
-    started: bool = False
     deaths: int = 0
     cancelled: bool = False
     gone: bool = False
@@ -120,7 +120,7 @@ class Simulation:
         self.scheduler = Scheduler(Layout(capacity))
         self._specs = [self._some_spec(i) for i in range(dice.randint(1, 5))]
         self._next_spec = len(self._specs)
-        names = [Name(f"w{i}") for i in range(dice.randint(1, 3))]
+        names: list[str] = [Name(f"w{i}") for i in range(dice.randint(1, 3))]
         self.workers = {name: Worker(name, []) for name in names}
         for servable in dict.fromkeys(spec.servable for spec in self._specs):
             self._costs[servable] = dice.choice([0.0005, 0.002, 0.01, 0.05])
@@ -153,7 +153,7 @@ class Simulation:
     def _plan(self) -> None:
         dice = self._dice
         for worker in self.workers.values():
-            self._at(dice.choice([0.0, 0.0, 0.3]), lambda w=worker: self._join(w))
+            self._at(dice.choice([0.0, 0.0, 0.3]), partial(self._join, worker))
         for _ in range(dice.choice([5, 20, 60])):
             self._at(dice.uniform(0.0, HORIZON), self._burst)
         if self._calm:
@@ -237,9 +237,8 @@ class Simulation:
         mine = [request for request in self._open.values() if request.client == client]
         if not mine:
             return
-        ranges = []
-        for _ in range(self._dice.randint(1, 3)):
-            ranges.append((self._dice.choice(mine).number, self._dice.choice([1, 1, 4, 50])))
+        times = range(self._dice.randint(1, 3))
+        ranges = [(self._dice.choice(mine).number, self._dice.choice([1, 1, 4, 50])) for _ in times]
         hit = [r for r in mine if any(first <= r.number < first + count for first, count in ranges)]
         for request in hit:
             request.cancelled = True
@@ -404,7 +403,7 @@ class Simulation:
                 self._delivered(action.batch)
             else:
                 self._refused(action)
-        if isinstance(event, (ev.Completed, ev.Broken)) and not actions and isinstance(event, ev.Completed):
+        if isinstance(event, ev.Completed) and not actions:
             self._fail("a completed batch was not delivered")
         self._books()
 
@@ -440,8 +439,6 @@ class Simulation:
                 self._fail(f"request {request.number} runs again after {request.deaths} deaths")
             self._order_is_kept(request, taken, batch)
             request.running |= taken
-        for request, _ in requests:
-            request.started = True
         self._places_are_sound(batch)
         worker.batches.append(batch)
         if len(worker.batches) > CREDITS:
@@ -477,14 +474,13 @@ class Simulation:
         elif batch.padded != batch.rows:
             self._fail("rows were padded, though pad is off")
         elif self._roomy and batch.rows not in sizes and batch.rows > min(sizes):
-            if all(r.rows == 1 and not r.deaths for r in self._open.values() if r.spec is spec) and not batch.pieces[0].limit:
+            mine = [request for request in self._open.values() if request.spec is spec]
+            if not batch.pieces[0].limit and all(r.rows == 1 and not r.deaths for r in mine):
                 self._fail(f"a batch of {batch.rows} single rows, allowed are {sizes}")
 
     def _order_is_kept(self, request: Request, taken: set[int], batch: Batch) -> None:
         """Those that have run before, and come back, go first; the others in order of arrival within a priority."""
-        if request.deaths or batch.pieces[0].limit or request.started and len(request.answered) + len(taken) == 0:
-            return
-        if any(piece.limit or piece.deaths for piece in batch.pieces):
+        if request.deaths or any(piece.limit or piece.deaths for piece in batch.pieces):
             return
         key = batch.spec.id, request.priority
         place = request.order, min(taken, default=0)
@@ -492,9 +488,9 @@ class Simulation:
             self._fail(f"request {request.number} is overtaken by a later one of its queue")
         self._last_order[key] = place
         for other in self._open.values():
-            if other.spec is batch.spec and other.priority > request.priority and other.waiting == other.rows:
-                if (other, set(range(other.rows))) not in self._rows_of(batch):
-                    self._fail(f"request {request.number} goes before {other.number}, which has a higher priority")
+            before = other.spec is batch.spec and other.priority > request.priority and other.waiting == other.rows
+            if before and all(other is not mine for mine, _ in self._rows_of(batch)):
+                self._fail(f"request {request.number} goes before {other.number}, which has a higher priority")
 
     def _places_are_sound(self, batch: Batch) -> None:
         lease = batch.lease
@@ -677,7 +673,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("usage: python -m tfpool.testing.simulator [--seeds N] [--first SEED]", file=sys.stderr)
             return 2
         options[name] = int(words.pop(0))
-    begin, total, failed = time.monotonic(), {}, []
+    total: dict[str, int] = {}
+    begin, failed = time.monotonic(), []
     for seed in range(options["--first"], options["--first"] + options["--seeds"]):
         try:
             for outcome, count in play(seed).items():
