@@ -67,11 +67,12 @@ class Link:
 
 
 class Fleet:
-    """All workers by name, and by the descriptor of their doorbells."""
+    """All workers by name, and by the descriptor of their doorbells. ``epoch`` rises as workers come and go."""
 
     def __init__(self, workers: tuple[WorkerSettings, ...]) -> None:
         self.links = {settings.name: Link(settings) for settings in workers}
         self.by_fd: dict[int, Link] = {}
+        self.epoch = 0
 
     def attach(self, name: str, generation: int, bell: Doorbell) -> Link:
         link = self.links[name]
@@ -79,11 +80,17 @@ class Fleet:
         self.by_fd[bell.fileno()] = link
         return link
 
+    def ready(self, link: Link) -> None:
+        """The worker may be given batches."""
+        link.state = WorkerState.READY
+        self.epoch += 1
+
     def detach(self, link: Link) -> None:
         """The worker's process is dead, or as good as."""
         if link.bell is not None:
             del self.by_fd[link.bell.fileno()]
             link.bell.close()
+        self.epoch += 1
         link.bell = None
         link.state = WorkerState.BACKOFF
         link.leaving = False

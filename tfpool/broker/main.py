@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import signal
 import socket
 import time
@@ -16,25 +15,23 @@ from typing import Any
 import zmq
 
 from tfpool.broker import verbs
+from tfpool.broker.bells import Bells
 from tfpool.broker.clients import Clients
-from tfpool.broker.effects import POOL_ARENA, Effects
+from tfpool.broker.effects import Effects
 from tfpool.broker.fleet import Fleet, Link, WorkerState
-from tfpool.broker.gather import Outputs
 from tfpool.broker.intake import Intake
 from tfpool.broker.lifecycle import Lifecycle
 from tfpool.broker.meters import Meters
 from tfpool.broker.registry import Registry
 from tfpool.broker.resolve import Resolver
-from tfpool.errors import Internal, InvalidArgument, TfpoolError, Unavailable, from_code
+from tfpool.errors import InvalidArgument, TfpoolError, Unavailable
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
-from tfpool.scheduler.work import Batch
 from tfpool.settings import Settings
 from tfpool.shm.arena import Arena
 from tfpool.shm.doorbell import Doorbell
 from tfpool.shm.layout import MIN_BLOCK, Layout
 from tfpool.telemetry import log
-from tfpool.wire.keys import OutputKey, unpack_output_key
 from tfpool.wire.messages import Bell, Control, Verb, encode, pack, unpack
 from tfpool.wire.tensors import Buffer
 
@@ -42,7 +39,6 @@ TICK_SECONDS = 1.0
 SPIN_SECONDS = 150e-6
 MAX_DRAINED_AT_ONCE = 256
 MAX_MESSAGE = 1 << 30
-_KEYS_KEPT = 4096
 # as plain numbers: arithmetic on pyzmq's enums costs microseconds a message
 _NOBLOCK, _EVENTS, _POLLIN = int(zmq.NOBLOCK), int(zmq.EVENTS), int(zmq.POLLIN)
 _MORE = _NOBLOCK | int(zmq.SNDMORE)
@@ -84,13 +80,22 @@ class Broker:
             self._send,
         )
         self.lifecycle = Lifecycle(self.registry, self.fleet, settings.pool, self.decide)
+        self._bells = Bells(
+            self._arena,
+            self.scheduler,
+            self.fleet,
+            self.clients,
+            self.lifecycle,
+            self.effects,
+            self.decide,
+            self._watch,
+        )
         self._resolver = Resolver(self.registry)
         self._intake = Intake(self._resolver, self.clients, self.meters)
-        self._output_keys: dict[bytes, OutputKey] = {}
         self._asked: list[tuple[zmq.Socket[bytes], bytes, int, float, verbs.Question]] = []
         self._draining = False
         self._stopped = False
-        self._told_epoch = -1
+        self._told = (-1, 0)
         self._busy_before: dict[str, float] = {}
         self._context = zmq.Context()
         self._clients_socket = self._bind(settings.server.listen)
@@ -115,13 +120,14 @@ class Broker:
                 elif watched == self._control.fileno():
                     self._hear_supervisor()
                 else:
-                    self._hear_worker(self.fleet.by_fd.get(watched))
+                    self._bells.hear(self.fleet.by_fd.get(watched))
             now = time.monotonic()
             self.effects.perform(self.scheduler.handle(ev.Turn(), now))
             if self._asked:
                 self._answer_asked(now)
-            if self._told_epoch != self.registry.epoch:
-                self._told_epoch = self.registry.epoch
+            news = (self.registry.epoch, self.fleet.epoch)
+            if self._told != news:
+                self._told = news
                 self.tell(Control.PROGRESS, verbs.progress(self))
             if self._draining and self._idle():
                 self._finish()
@@ -132,8 +138,8 @@ class Broker:
     def _poll(self, wake: float) -> list[tuple[Any, int]]:
         """What is ready, by ``wake`` (monotonic seconds) at the latest.
 
-        While one short run is all that the pool has to do, its end is awaited without sleeping: to be woken from a halted
-        CPU takes longer than the run.
+        While one short run is all that the pool has to do, its end is awaited without sleeping: to be woken from
+        a halted CPU takes longer than the run.
         """
         poll = self._poller.poll
         if self.scheduler.lone_run() < SPIN_SECONDS:
@@ -250,91 +256,6 @@ class Broker:
             self.meters.unroutable += 1  # the client is gone, or does not read what it asked for
             self._log.debug("answer.dropped", error=str(error))
 
-    # -- workers -----------------------------------------------------------------------------------------------
-
-    def _hear_worker(self, link: Link | None) -> None:
-        try:
-            while link is not None and link.bell is not None:
-                heard = link.bell.hear()
-                if heard is None:
-                    return
-                self._worker_says(link, unpack(heard[0]), heard[1])
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            assert link is not None
-            self._lost(link)
-
-    def _worker_says(self, link: Link, message: list[Any], fds: list[int]) -> None:
-        verb, *fields = message
-        if verb == Bell.DONE:
-            self._done(link, fields[0], fields[1], fields[2], fds)
-        elif verb == Bell.FAILED:
-            batch, code, text = fields
-            self._log.warning("batch.failed", worker=link.name, batch=batch, error=text)
-            self.decide(ev.Broken(link.name, batch, 0.0, from_code(code, text)))
-        elif verb == Bell.READY:
-            link.pid, link.rss, link.unique = fields
-            link.state = WorkerState.READY
-            self.decide(ev.WorkerJoined(link.name, link.holder))
-            self.lifecycle.joined(link)
-            self._told_epoch = -1  # start-up progress counts workers too
-            self._log.info("worker.ready", worker=link.name, pid=link.pid)
-        elif verb == Bell.GAUGE:
-            link.rss, link.unique = fields
-        elif verb == Bell.WARMING:
-            self.lifecycle.warming(link, fields[0])
-        elif verb == Bell.LOADED:
-            self.lifecycle.loaded(link, *fields)
-        elif verb == Bell.LOAD_FAILED:
-            self.lifecycle.load_failed(link, fields[0], from_code(fields[1], fields[2]))
-        elif verb == Bell.UNLOADED:
-            self._log.debug("worker.unloaded", worker=link.name, handle=fields[0])
-        else:
-            raise Internal(f"worker {link.name} said {verb}")
-
-    def _done(self, link: Link, batch: int, run_us: int, results: list[Any], fds: list[int]) -> None:
-        needed = max(sum((nbytes + 63) & -64 for _, nbytes in places) for _, places, _ in results)
-        run = run_us / 1e6
-        actions = self.scheduler.handle(ev.Completed(link.name, batch, run, needed), time.monotonic())
-        spills = [Arena(fd, os.fstat(fd).st_size) for fd in fds]
-        if actions:
-            rest = iter(spills)
-            done = actions[0]
-            assert isinstance(done, ev.Deliver)
-            outputs = [
-                Outputs(packed, self._output_key(packed), places, next(rest).view if spilled else view)
-                for (packed, places, spilled), view in zip(results, self._views(done.batch, len(results)), strict=True)
-            ]
-            self.effects.perform(actions, outputs, run)
-            del outputs
-        for spill in spills:
-            spill.close()
-
-    def _output_key(self, packed: bytes) -> OutputKey:
-        key = self._output_keys.get(packed)
-        if key is None:
-            key = unpack_output_key(packed)
-            if len(self._output_keys) >= _KEYS_KEPT:
-                self._output_keys.clear()
-            self._output_keys[packed] = key
-        return key
-
-    def _views(self, batch: Batch, count: int) -> list[memoryview]:
-        """The memory that each result of a batch was written to."""
-        if not batch.alone:
-            return [self._arena.view] * count
-        peers = [self.clients.peers.get(p.client) if p.reply is not None else None for p in batch.pieces]
-        return [peer.arena.view if peer else self._arena.view for peer in peers]
-
-    def _lost(self, link: Link) -> None:
-        if not link.leaving:
-            link.deaths += 1
-            self._log.warning("worker.lost", worker=link.name, pid=link.pid)
-        assert link.bell is not None
-        self._poller.unregister(link.bell.fileno())
-        self.fleet.detach(link)
-        self.lifecycle.lost(link)
-        self.decide(ev.WorkerLost(link.name, "its process ended"))
-
     # -- the supervisor ----------------------------------------------------------------------------------------
 
     def _hear_supervisor(self) -> None:
@@ -342,11 +263,11 @@ class Broker:
             while (heard := self._control.hear()) is not None:
                 verb, *fields = unpack(heard[0])
                 if verb == Control.WORKER:
-                    self._new_worker(fields[0], fields[1], heard[1][0])
+                    self._bells.adopt(fields[0], fields[1], heard[1][0])
                 elif verb == Control.REAPED:
                     link = self.fleet.links[fields[0]]
                     if link.holder == (fields[0], fields[1]):
-                        self._hear_worker(link)  # its last words and its end of file may still be unread
+                        self._bells.hear(link)  # its last words and its end of file may still be unread
                     self.decide(ev.WorkerReaped((fields[0], fields[1])))
                 elif verb == Control.HALTED:
                     self.lifecycle.halted(self.fleet.links[fields[0]])
@@ -356,14 +277,11 @@ class Broker:
         except EOFError:
             self._stopped = True
 
-    def _new_worker(self, name: str, generation: int, fd: int) -> None:
-        link = self.fleet.links[name]
-        if link.bell is not None:
-            self._lost(link)  # its end of file is still unread
-        bell = Doorbell(socket.socket(fileno=fd), blocking=False)
-        self.fleet.attach(name, generation, bell)
-        self._poller.register(bell.fileno(), zmq.POLLIN)
-        link.ring(Bell.ATTACH, POOL_ARENA, self._arena.nbytes, fds=(self._arena.fd,))
+    def _watch(self, fd: int, watched: bool) -> None:
+        if watched:
+            self._poller.register(fd, zmq.POLLIN)
+        else:
+            self._poller.unregister(fd)
 
     def _idle(self) -> bool:
         return not self.scheduler.waiting_rows() and not any(

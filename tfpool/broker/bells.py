@@ -1,0 +1,147 @@
+"""What workers say over their doorbells, and what follows from it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tfpool.broker.clients import Clients
+from tfpool.broker.effects import POOL_ARENA, Effects
+from tfpool.broker.fleet import Fleet, Link
+from tfpool.broker.gather import Outputs
+from tfpool.broker.lifecycle import Lifecycle
+from tfpool.errors import Internal, from_code
+from tfpool.scheduler import events as ev
+from tfpool.scheduler.core import Scheduler
+from tfpool.scheduler.work import Batch
+from tfpool.shm.arena import Arena
+from tfpool.shm.doorbell import Doorbell
+from tfpool.shm.layout import align
+from tfpool.telemetry import log
+from tfpool.wire.keys import OutputKey, unpack_output_key
+from tfpool.wire.messages import Bell, unpack
+
+_KEYS_KEPT = 4096
+
+
+class Bells:
+    """The broker's side of all doorbells. ``watch`` is told of descriptors that come (True) and go (False)."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        scheduler: Scheduler,
+        fleet: Fleet,
+        clients: Clients,
+        lifecycle: Lifecycle,
+        effects: Effects,
+        decide: Callable[[ev.Event], None],
+        watch: Callable[[int, bool], None],
+    ) -> None:
+        self._arena = arena
+        self._scheduler = scheduler
+        self._fleet = fleet
+        self._clients = clients
+        self._lifecycle = lifecycle
+        self._effects = effects
+        self._decide = decide
+        self._watch = watch
+        self._output_keys: dict[bytes, OutputKey] = {}
+        self._log = log.get("broker")
+
+    def adopt(self, name: str, generation: int, fd: int) -> None:
+        """A new worker process holds the other end of ``fd``: hand it the pool's memory."""
+        link = self._fleet.links[name]
+        if link.bell is not None:
+            self.lost(link)  # the end of file of the one before is still unread
+        bell = Doorbell(socket.socket(fileno=fd), blocking=False)
+        self._fleet.attach(name, generation, bell)
+        self._watch(bell.fileno(), True)
+        link.ring(Bell.ATTACH, POOL_ARENA, self._arena.nbytes, fds=(self._arena.fd,))
+
+    def hear(self, link: Link | None) -> None:
+        """Take in all that a worker has said."""
+        try:
+            while link is not None and link.bell is not None:
+                heard = link.bell.hear()
+                if heard is None:
+                    return
+                self._said(link, unpack(heard[0]), heard[1])
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            assert link is not None
+            self.lost(link)
+
+    def lost(self, link: Link) -> None:
+        """A worker's process is gone."""
+        if not link.leaving:
+            link.deaths += 1
+            self._log.warning("worker.lost", worker=link.name, pid=link.pid)
+        assert link.bell is not None
+        self._watch(link.bell.fileno(), False)
+        self._fleet.detach(link)
+        self._lifecycle.lost(link)
+        self._decide(ev.WorkerLost(link.name, "its process ended"))
+
+    def _said(self, link: Link, message: list[Any], fds: list[int]) -> None:
+        verb, *fields = message
+        if verb == Bell.DONE:
+            self._done(link, fields[0], fields[1], fields[2], fds)
+        elif verb == Bell.FAILED:
+            batch, code, text = fields
+            self._log.warning("batch.failed", worker=link.name, batch=batch, error=text)
+            self._decide(ev.Broken(link.name, batch, 0.0, from_code(code, text)))
+        elif verb == Bell.READY:
+            link.pid, link.rss, link.unique = fields
+            self._fleet.ready(link)
+            self._decide(ev.WorkerJoined(link.name, link.holder))
+            self._lifecycle.joined(link)
+            self._log.info("worker.ready", worker=link.name, pid=link.pid)
+        elif verb == Bell.GAUGE:
+            link.rss, link.unique = fields
+        elif verb == Bell.WARMING:
+            self._lifecycle.warming(link, fields[0])
+        elif verb == Bell.LOADED:
+            self._lifecycle.loaded(link, *fields)
+        elif verb == Bell.LOAD_FAILED:
+            self._lifecycle.load_failed(link, fields[0], from_code(fields[1], fields[2]))
+        elif verb == Bell.UNLOADED:
+            self._log.debug("worker.unloaded", worker=link.name, handle=fields[0])
+        else:
+            raise Internal(f"worker {link.name} said {verb}")
+
+    def _done(self, link: Link, batch: int, run_us: int, results: list[Any], fds: list[int]) -> None:
+        needed = max(sum(align(nbytes) for _, nbytes in places) for _, places, _ in results)
+        run = run_us / 1e6
+        actions = self._scheduler.handle(ev.Completed(link.name, batch, run, needed), time.monotonic())
+        spills = [Arena(fd, os.fstat(fd).st_size) for fd in fds]
+        if actions:
+            rest = iter(spills)
+            done = actions[0]
+            assert isinstance(done, ev.Deliver)
+            outputs = [
+                Outputs(packed, self._output_key(packed), places, next(rest).view if spilled else view)
+                for (packed, places, spilled), view in zip(results, self._views(done.batch, len(results)), strict=True)
+            ]
+            self._effects.perform(actions, outputs, run)
+            del outputs
+        for spill in spills:
+            spill.close()
+
+    def _output_key(self, packed: bytes) -> OutputKey:
+        key = self._output_keys.get(packed)
+        if key is None:
+            key = unpack_output_key(packed)
+            if len(self._output_keys) >= _KEYS_KEPT:
+                self._output_keys.clear()
+            self._output_keys[packed] = key
+        return key
+
+    def _views(self, batch: Batch, count: int) -> list[memoryview]:
+        """The memory that each result of a batch was written to."""
+        if not batch.alone:
+            return [self._arena.view] * count
+        peers = [self._clients.peers.get(p.client) if p.reply is not None else None for p in batch.pieces]
+        return [peer.arena.view if peer else self._arena.view for peer in peers]
