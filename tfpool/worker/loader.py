@@ -87,7 +87,7 @@ def session_config(threads: int, gpu_memory: int | None) -> Any:
 
 
 def start_runtime(config: Any) -> None:
-    """Have TensorFlow start its threads and devices now: no model's load shall pay for them, or be charged with them."""
+    """Have TensorFlow start its threads and devices now, so that no load pays for them or is charged with them."""
     import tensorflow as tf
 
     with tf.Graph().as_default(), tf.compat.v1.Session(config=config) as session:
