@@ -91,7 +91,7 @@ class Bells:
             self._done(link, fields[0], fields[1], fields[2], fds)
         elif verb == Bell.FAILED:
             batch, code, text = fields
-            self._log.warning("batch.failed", worker=link.name, batch=batch, error=text)
+            self._log.warning("batch.failed", worker=link.name, batch=batch, code=code, error=text)
             self._decide(ev.Broken(link.name, batch, 0.0, from_code(code, text)))
         elif verb == Bell.READY:
             link.pid, link.rss, link.unique = fields

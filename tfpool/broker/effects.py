@@ -14,6 +14,7 @@ from tfpool.errors import TfpoolError
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.work import Batch, Segment
 from tfpool.shm.arena import Arena
+from tfpool.telemetry import log
 from tfpool.types import ModelKey
 from tfpool.wire.messages import Bell, Verb, encode
 
@@ -39,6 +40,7 @@ class Effects:
         self._meters = meters
         self._handles = handles
         self._send = send
+        self._log = log.get("broker")
         self._courier = Courier(clients, meters, send, self.refuse)
 
     def perform(self, actions: Iterable[ev.Action], results: Sequence[Outputs] = (), run: float = 0.0) -> None:
@@ -58,6 +60,7 @@ class Effects:
         """Answer requests with an error."""
         if model:
             self._meters.model(model).failed(error.code, sum(count for _, count in pieces))
+        self._log.debug("requests.refused", client=client.hex(), ids=pieces, model=model, error=error.message)
         self._send([client, encode(Verb.ERROR, [pieces, int(error.code), error.message])])
 
     def _dispatch(self, batch: Batch) -> None:
