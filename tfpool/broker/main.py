@@ -37,6 +37,7 @@ from tfpool.wire.tensors import Buffer
 
 TICK_SECONDS = 1.0
 SPIN_SECONDS = 150e-6
+LONGEST_AWAITED = 500e-6
 MAX_DRAINED_AT_ONCE = 256
 MAX_MESSAGE = 1 << 30
 # as plain numbers: arithmetic on pyzmq's enums costs microseconds a message
@@ -93,6 +94,7 @@ class Broker:
         self._resolver = Resolver(self.registry)
         self._intake = Intake(self._resolver, self.clients, self.meters)
         self._asked: list[tuple[zmq.Socket[bytes], bytes, int, float, verbs.Question]] = []
+        self._was_lone = False
         self._draining = False
         self._stopped = False
         self._told = (-1, 0)
@@ -108,7 +110,9 @@ class Broker:
         for model in self.settings.models:
             self.lifecycle.add(model)
         self.tell(Control.UP)
+        gc.collect()
         gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         next_tick = time.monotonic() + TICK_SECONDS
         while not self._stopped:
             wake = min(next_tick, self.scheduler.wakeup())
@@ -138,12 +142,15 @@ class Broker:
     def _poll(self, wake: float) -> list[tuple[Any, int]]:
         """What is ready, by ``wake`` (monotonic seconds) at the latest.
 
-        While one short run is all that the pool has to do, its end is awaited without sleeping: to be woken from
-        a halted CPU takes longer than the run.
+        While one short run is all that the pool has to do, its end is awaited without sleeping, and so is the request that
+        may follow: to be woken on a halted CPU takes as long as such a run.
         """
         poll = self._poller.poll
-        if self.scheduler.lone_run() < SPIN_SECONDS:
-            give_up = time.monotonic() + SPIN_SECONDS
+        run = self.scheduler.lone_run()
+        lone = run <= LONGEST_AWAITED
+        if lone or self._was_lone:
+            self._was_lone = lone
+            give_up = time.monotonic() + SPIN_SECONDS + (run if lone else 0.0)
             while time.monotonic() < give_up:
                 ready = poll(0)
                 if ready:

@@ -348,6 +348,7 @@ class Scheduler:
             routes.discard(event.worker)
             if not routes:
                 del self._routes[event.servable]
+        self._feed_starved()
 
     def _servable_gone(self, event: ev.ServableGone, now: float, actions: list[ev.Action]) -> None:
         for queue in self.backlog.of_servable(event.servable):
