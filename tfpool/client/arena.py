@@ -11,21 +11,27 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from tfpool.errors import ResourceExhausted
 from tfpool.shm.arena import HEADER_BYTES, Arena
 from tfpool.shm.layout import Layout, Lease, align
 from tfpool.wire.messages import Region
 from tfpool.wire.tensors import Buffer
 
-DEFAULT_BYTES = 64 << 20
+DEFAULT_BYTES = 512 << 20
+COMMIT_BYTES = 4 << 20
 NONCE_BYTES = 16
 
 
 class ClientArena:
-    """Leases over an arena that the broker maps. Outputs that the user keeps hold their lease."""
+    """Leases over an arena that the broker maps. Outputs that the user keeps hold their lease.
+
+    Its memory is allocated as it is first used, in steps; ``nbytes`` is only the most it may come to.
+    """
 
     def __init__(self, nbytes: int = DEFAULT_BYTES) -> None:
         """Raises ResourceExhausted where the memory is not to be had."""
-        self._arena = Arena.create(nbytes, "tfpool-client")
+        self._arena = Arena.create(nbytes, "tfpool-client", commit=HEADER_BYTES)
+        self._committed: set[int] = set()
         self._layout = Layout(nbytes - HEADER_BYTES, HEADER_BYTES)
         self._lock = threading.Lock()
         self._freed: deque[Lease] = deque()
@@ -45,13 +51,13 @@ class ClientArena:
             return None
         with self._lock:
             self._collect()
-            lease = self._layout.lease(sum(align(len(buffer)) for buffer in buffers))
+            lease = self._lease(sum(align(len(buffer)) for buffer in buffers))
             if lease is None:
                 return None
             leases = [lease]
             room = None
             if reply_bytes and self._layout.leased_bytes < self._layout.capacity // 2:
-                reply = self._layout.lease(reply_bytes)
+                reply = self._lease(reply_bytes)
                 if reply is not None:
                     leases.append(reply)
                     room = Region(reply.offset, reply.nbytes)
@@ -78,6 +84,23 @@ class ClientArena:
 
     def close(self) -> None:
         self._arena.close()
+
+    def _lease(self, nbytes: int) -> Lease | None:
+        """Bytes that are there to be used, or None."""
+        lease = self._layout.lease(nbytes)
+        if lease is None:
+            return None
+        steps = range(lease.offset // COMMIT_BYTES, (lease.offset + lease.nbytes - 1) // COMMIT_BYTES + 1)
+        try:
+            for step in steps:
+                if step not in self._committed:
+                    begin = step * COMMIT_BYTES
+                    self._arena.commit(begin, min(COMMIT_BYTES, self._arena.nbytes - begin))
+                    self._committed.add(step)
+        except ResourceExhausted:
+            self._layout.free(lease)
+            return None
+        return lease
 
     def _collect(self) -> None:
         while self._freed:

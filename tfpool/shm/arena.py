@@ -1,7 +1,7 @@
 """An arena: nameless shared memory (a sealed memfd) mapped into this process.
 
-The kernel frees it with its last descriptor or mapping, so nothing is left behind whoever is killed. It is
-allocated when it is made, so that a full tmpfs is an error then and not a SIGBUS later; it is sealed against
+The kernel frees it with its last descriptor or mapping, so nothing is left behind whoever is killed. Bytes are
+allocated before they are used, so that a full tmpfs is an error then and not a SIGBUS later; it is sealed against
 shrinking for the same reason, and a peer's arena is refused unless it is sealed.
 
 A client's arena begins with a page that holds its nonce; see :func:`open_peer`.
@@ -30,14 +30,15 @@ class Arena:
         self.view = memoryview(self._map)
 
     @classmethod
-    def create(cls, nbytes: int, name: str = "tfpool") -> Arena:
-        """Allocate an arena.
+    def create(cls, nbytes: int, name: str = "tfpool", commit: int | None = None) -> Arena:
+        """Make an arena, and allocate its first ``commit`` bytes (all of them, if not given); see :meth:`commit`.
 
         Raises ResourceExhausted where the memory is not to be had.
         """
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.posix_fallocate(fd, 0, nbytes)
+            os.ftruncate(fd, nbytes)
+            os.posix_fallocate(fd, 0, nbytes if commit is None else commit)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             return cls(fd, nbytes)
         except OSError as error:
@@ -63,6 +64,16 @@ class Arena:
         except BaseException:
             os.close(fd)
             raise
+
+    def commit(self, offset: int, nbytes: int) -> None:
+        """Allocate bytes that were left out at first: they must not be touched before.
+
+        Raises ResourceExhausted where the memory is not to be had.
+        """
+        try:
+            os.posix_fallocate(self.fd, offset, nbytes)
+        except OSError as error:
+            raise ResourceExhausted(f"no shared memory: wanted {nbytes} bytes more, {error.strerror}") from None
 
     def check(self, offset: int, nbytes: int, alignment: int = 1) -> None:
         """Raises InvalidArgument for a range that is not inside the arena."""
