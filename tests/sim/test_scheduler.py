@@ -16,7 +16,7 @@ def test_random_games(block: int) -> None:
         simulator.play(seed)
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(2))
 def test_calm_games_answer_all_that_is_not_late_or_too_much(block: int) -> None:
     for seed in range(block * SEEDS, (block + 1) * SEEDS):
         outcomes = simulator.play(seed, calm=True)
@@ -26,7 +26,7 @@ def test_calm_games_answer_all_that_is_not_late_or_too_much(block: int) -> None:
 def test_the_games_are_played_for_real() -> None:
     """Every kind of outcome occurs, or the rules are not being tested."""
     total: dict[str, int] = {}
-    for seed in range(1000, 1040):
+    for seed in range(1000, 1025):
         for outcome, count in simulator.play(seed).items():
             total[outcome] = total.get(outcome, 0) + count
     assert set(total) >= {"answer", "DeadlineExceeded", "ResourceExhausted", "Cancelled", "InvalidArgument"}

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, as_completed, wait
+from concurrent.futures import TimeoutError as FutureTimeout  # not the built-in one before Python 3.11
 from types import FrameType
 from typing import Any
 
@@ -69,9 +70,9 @@ def test_a_cancelled_reply_stays_cancelled() -> None:
 
 
 def test_waiting_has_an_end() -> None:
-    with pytest.raises(TimeoutError):
+    with pytest.raises(FutureTimeout):
         make().result(0.01)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(FutureTimeout):
         make().exception(0.01)
 
 
