@@ -13,14 +13,14 @@ import pytest
 
 from tfpool.client.arena import ClientArena
 from tfpool.errors import InvalidArgument, PermissionDenied, ResourceExhausted
-from tfpool.shm.arena import HEADER_BYTES, Arena, open_peer
+from tfpool.shm.arena import CLIENT_NAME, HEADER_BYTES, Arena, open_peer
 
 NONCE = bytes(range(1, 17))
 
 
 @pytest.fixture
 def arena() -> Iterator[Arena]:
-    made = Arena.create(8192, "tfpool-test")
+    made = Arena.create(8192, CLIENT_NAME)
     made.view[:16] = NONCE
     yield made
     made.close()
@@ -137,8 +137,16 @@ def test_a_peer_that_is_not_there_is_refused(pid: int, fd: int) -> None:
 
 
 def test_a_peer_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with open(tmp_path / "f", "w+b") as file, pytest.raises(InvalidArgument):
+    with open(tmp_path / "f", "w+b") as file, pytest.raises(PermissionDenied, match="no client's arena"):
         open_peer(os.getpid(), file.fileno(), 4096, NONCE)
+
+
+def test_a_pool_is_not_talked_into_mapping_its_own_arena() -> None:
+    """Its first bytes are zeros at first: the nonce alone would not tell it."""
+    mine = Arena.create(8192, "tfpool-arena")
+    with pytest.raises(PermissionDenied, match="no client's arena"):
+        open_peer(os.getpid(), mine.fd, 8192, bytes(16))
+    mine.close()
 
 
 # -- the client's arena --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import math
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import zmq
@@ -142,8 +143,8 @@ class Broker:
     def _poll(self, wake: float) -> list[tuple[Any, int]]:
         """What is ready, by ``wake`` (monotonic seconds) at the latest.
 
-        While one short run is all that the pool has to do, its end is awaited without sleeping, and so is the request that
-        may follow: to be woken on a halted CPU takes as long as such a run.
+        While one short run is all that the pool has to do, its end is awaited without sleeping, and so is the request
+        that may follow: to be woken on a halted CPU takes as long as such a run.
         """
         poll = self._poller.poll
         run = self.scheduler.lone_run()
@@ -162,8 +163,9 @@ class Broker:
         self.effects.perform(self.scheduler.handle(event, time.monotonic()))
 
     def tell(self, verb: Control, *fields: Any) -> None:
-        """A word to the supervisor."""
-        self._control.ring(pack([verb, *fields]))
+        """A word to the supervisor. When it is gone, its end of file is on its way."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._control.ring(pack([verb, *fields]))
 
     def recycle(self, link: Link) -> None:
         """Have a worker finish what it was given and be replaced."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from tfpool.errors import ResourceExhausted
-from tfpool.shm.arena import HEADER_BYTES, Arena
+from tfpool.shm.arena import CLIENT_NAME, HEADER_BYTES, Arena
 from tfpool.shm.layout import Layout, Lease, align
 from tfpool.wire.messages import Region
 from tfpool.wire.tensors import Buffer
@@ -30,7 +30,7 @@ class ClientArena:
 
     def __init__(self, nbytes: int = DEFAULT_BYTES) -> None:
         """Raises ResourceExhausted where the memory is not to be had."""
-        self._arena = Arena.create(nbytes, "tfpool-client", commit=HEADER_BYTES)
+        self._arena = Arena.create(nbytes, CLIENT_NAME, commit=HEADER_BYTES)
         self._committed: set[int] = set()
         self._layout = Layout(nbytes - HEADER_BYTES, HEADER_BYTES)
         self._lock = threading.Lock()

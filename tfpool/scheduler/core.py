@@ -45,9 +45,10 @@ class Scheduler:
         self.layout = layout
         self.backlog = Backlog()
         self._workers: dict[WorkerName, _Worker] = {}
-        self._routes: dict[ModelKey, set[WorkerName]] = {}
+        self._routes: dict[ModelKey, dict[WorkerName, None]] = {}
         self._hungry: dict[WorkerName, None] = {}
-        self._starved: set[WorkerName] = set()
+        self._starved: dict[WorkerName, None] = {}
+        self._gone: dict[ModelKey, TfpoolError] = {}
         self._flying = 0
         self._last: Batch | None = None
         self._next_ripe = NEVER
@@ -107,9 +108,11 @@ class Scheduler:
         if segment.count * segment.rows > room:
             fits = room // segment.rows
             over, segment = segment, segment.take(max(0, fits))
-            message = (
-                f"queue of {spec.servable} is full: {queue.rows} rows wait, max_queue_rows is {policy.max_queue_rows}"
-            )
+            most = policy.max_queue_rows
+            if over.rows > most:
+                message = f"a request of {spec.servable} has {over.rows} rows, more than max_queue_rows ({most})"
+            else:
+                message = f"queue of {spec.servable} is full: {queue.rows} rows wait, max_queue_rows is {most}"
             actions.append(ev.Refuse(spec, [over], ResourceExhausted(message)))
             if not segment.count:
                 return
@@ -211,7 +214,7 @@ class Scheduler:
             self._rest(queue)
             return False
         if need and not self.layout.has_room(need):
-            self._starved.add(worker.name)
+            self._starved[worker.name] = None
             return False
         return True
 
@@ -236,6 +239,10 @@ class Scheduler:
             return
         if batch.requests == 1 or not batch.spec.retry:
             self._refuse(batch.spec, batch.pieces, event.error, actions)
+            return
+        gone = self._gone.get(batch.spec.servable)
+        if gone is not None:
+            self._refuse(batch.spec, batch.pieces, gone, actions)
             return
         # One request may have failed the others: run the halves apart, until the culprit is alone.
         again = [piece for piece in batch.pieces if piece.join is None or not piece.join.failed]
@@ -306,25 +313,27 @@ class Scheduler:
             return
         self._hungry.pop(event.worker, None)
         for routes in self._routes.values():
-            routes.discard(event.worker)
+            routes.pop(event.worker, None)
         self.layout.quarantine(worker.holder)
         for batch in reversed(worker.batches.values()):
             self._flying -= batch.requests
             self._orphaned(batch, event.why, actions)
 
     def _orphaned(self, batch: Batch, why: str, actions: list[ev.Action]) -> None:
-        """The requests of a dead worker return to the head of their queue, once."""
+        """The requests of a dead worker return to the head of their queue, once, if somebody may still serve them."""
+        gone = self._gone.get(batch.spec.servable)
         again: list[Segment] = []
         lost: list[Segment] = []
         for segment in batch.pieces:
             segment.deaths += 1
             if segment.join is None or not segment.join.failed:
-                (again if batch.spec.retry and segment.deaths < MAX_DEATHS else lost).append(segment)
+                (again if batch.spec.retry and gone is None and segment.deaths < MAX_DEATHS else lost).append(segment)
         for segment in reversed(again):
             batch.queue.push_back(segment)
         if again:
             self._wake(batch.queue)
-        self._refuse(batch.spec, lost, Unavailable(f"worker {batch.worker} died while running this: {why}"), actions)
+        error = gone or Unavailable(f"worker {batch.worker} died while running this: {why}")
+        self._refuse(batch.spec, lost, error, actions)
 
     def _worker_reaped(self, event: ev.WorkerReaped, now: float, actions: list[ev.Action]) -> None:
         self.layout.release(event.holder)
@@ -338,19 +347,21 @@ class Scheduler:
                 self._hungry[event.worker] = None
 
     def _routed(self, event: ev.Routed, now: float, actions: list[ev.Action]) -> None:
-        self._routes.setdefault(event.servable, set()).add(event.worker)
+        self._gone.pop(event.servable, None)
+        self._routes.setdefault(event.servable, {})[event.worker] = None
         for queue in self.backlog.of_servable(event.servable):
             self._wake(queue)
 
     def _unrouted(self, event: ev.Unrouted, now: float, actions: list[ev.Action]) -> None:
         routes = self._routes.get(event.servable)
         if routes is not None:
-            routes.discard(event.worker)
+            routes.pop(event.worker, None)
             if not routes:
                 del self._routes[event.servable]
         self._feed_starved()
 
     def _servable_gone(self, event: ev.ServableGone, now: float, actions: list[ev.Action]) -> None:
+        self._gone[event.servable] = event.error
         for queue in self.backlog.of_servable(event.servable):
             gone = list(queue.segments)
             replace(queue, [])

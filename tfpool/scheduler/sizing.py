@@ -79,6 +79,8 @@ def in_place(queue: Queue, run_seconds: float) -> int:
     for segment in queue.segments:
         if count >= most or segment.regions is None or segment.reply is None or segment.join is not None:
             break
+        if queue.spec.policy.sizes and segment.rows not in queue.spec.policy.sizes and batches(queue.spec):
+            break
         count += 1
     return max(1, count)
 

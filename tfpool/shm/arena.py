@@ -17,6 +17,7 @@ from typing import Final
 from tfpool.errors import InvalidArgument, PermissionDenied, ResourceExhausted
 
 HEADER_BYTES: Final = 4096
+CLIENT_NAME: Final = "tfpool-client"
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -95,11 +96,14 @@ class Arena:
 def open_peer(pid: int, fd: int, nbytes: int, nonce: bytes) -> Arena:
     """The arena that process ``pid`` of the same user holds as ``fd``.
 
-    The nonce at its beginning proves that the offer comes from whoever made it.
+    Its name tells it from other memory, a pool's own arena above all, and the nonce at its beginning proves that the
+    offer comes from whoever made it.
 
-    Raises PermissionDenied where it cannot be opened (another user, container or host) or the nonce differs.
+    Raises PermissionDenied where it cannot be opened (another user, container or host), or is not what it should be.
     """
     try:
+        if os.readlink(f"/proc/{pid}/fd/{fd}").split(" ")[0] != f"/memfd:{CLIENT_NAME}":
+            raise PermissionDenied(f"descriptor {fd} of process {pid} is no client's arena")
         mine = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise PermissionDenied(f"the client's arena cannot be opened: {error.strerror}") from None
