@@ -82,7 +82,7 @@ def malformed(client: Client) -> int:
 
 
 def predict(*groups: Group) -> bytes:
-    return messages.encode_predict(list(groups))
+    return messages.encode(messages.Verb.PREDICT, list(groups))
 
 
 def group(key: bytes = KEY, **changes: Any) -> Group:

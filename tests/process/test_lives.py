@@ -67,7 +67,7 @@ def test_what_changes_state_is_not_run_again(make_pool: MakePool) -> None:
         busy = client.submit("slow", np.float32([0.3]))
         until(lambda: client.queues())
         counting = client.submit("counter", np.float32([0.0]))
-        time.sleep(0.05)  # it is staged behind the slow one, or waits: either way it has one answer
+        until(lambda: len(client.queues()) == 2)  # it is staged behind the slow one, or waits
         os.kill(pids(client)["cpu0"], signal.SIGKILL)
         assert busy.result(SOON)["y"].tolist() == [np.float32(0.3)]
         try:

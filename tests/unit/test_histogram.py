@@ -37,13 +37,6 @@ def test_count_mean_and_max_are_exact(values: list[float]) -> None:
     assert snapshot["max"] == max(values)
 
 
-@given(st.lists(MICROSECONDS), st.lists(MICROSECONDS))
-def test_merge_is_adding_both(a: list[float], b: list[float]) -> None:
-    merged = filled(a)
-    merged.merge(filled(b))
-    assert merged.snapshot() == pytest.approx(filled(a + b).snapshot())
-
-
 def test_a_count_is_that_many_values() -> None:
     histogram = Histogram()
     histogram.add(100, 3)

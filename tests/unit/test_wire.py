@@ -85,7 +85,7 @@ def through_the_wire(verb: Verb, body: object) -> Any:
 
 @given(st.lists(GROUPS, min_size=1, max_size=5))
 def test_predict_round_trip(groups: list[Group]) -> None:
-    verb, body = messages.decode(messages.encode_predict(groups))
+    verb, body = messages.decode(messages.encode(messages.Verb.PREDICT, groups))
     assert verb == Verb.PREDICT
     assert messages.decode_groups(body) == groups
 

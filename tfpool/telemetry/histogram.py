@@ -38,13 +38,6 @@ class Histogram:
         if value > self.max:
             self.max = value
 
-    def merge(self, other: Histogram) -> None:
-        """Add all that ``other`` counted."""
-        self._counts = [a + b for a, b in zip(self._counts, other._counts, strict=True)]
-        self.count += other.count
-        self.total += other.total
-        self.max = max(self.max, other.max)
-
     @property
     def mean(self) -> float:
         """Microseconds; 0 when nothing was counted."""

@@ -202,10 +202,6 @@ def unpack(data: bytes | memoryview) -> Any:
         raise InvalidArgument(f"malformed MessagePack: {type(error).__name__} {str(error)[:200]}") from None
 
 
-def encode_predict(groups: list[Group]) -> bytes:
-    return encode(Verb.PREDICT, groups)
-
-
 def decode_groups(body: Any) -> list[Group]:
     """The groups of a PREDICT body. Raises InvalidArgument."""
     if type(body) is not list or not 0 < len(body) <= MAX_GROUPS:

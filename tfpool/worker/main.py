@@ -35,7 +35,6 @@ class Worker:
 
     def __init__(self, bell: Doorbell, boot: Boot) -> None:
         self._bell = bell
-        self._boot = boot
         self._executor = Executor()
         self._servables: dict[int, Servable] = {}
         self._loads = ThreadPoolExecutor(boot.load_concurrency, "load")
