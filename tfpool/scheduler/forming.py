@@ -43,7 +43,7 @@ class Former:
             pieces = queue.take(rows) if batches(spec) else [queue.take_one()]
         self._next += 1
         batch = plan(self._next, queue, worker, pieces, lease, bool(alone), now)
-        batch.thought = thought
+        batch.thought = thought * max(1, alone)
         return batch
 
     def _lease(self, queue: Queue, rows: int, holder: Hashable) -> Lease | None:

@@ -26,22 +26,27 @@ _SMOOTHING = 0.2
 
 
 class Estimates:
-    """What runs have cost so far, per servable and signature: seconds a batch, output bytes a row."""
+    """What runs have cost so far, per servable and signature: seconds a run, output bytes a row.
+
+    A batch is one run, but for requests that run in place: each of these is one.
+    """
 
     def __init__(self) -> None:
         self._run: dict[tuple[ModelKey, int], float] = {}
         self._out: dict[tuple[ModelKey, int], int] = {}
 
     def run(self, spec: QueueSpec) -> float:
-        """Seconds that a batch takes, as far as is known."""
+        """Seconds that a run takes, as far as is known."""
         return self._run.get((spec.servable, spec.signature), 0.0)
 
     def out_row_bytes(self, spec: QueueSpec) -> int:
         return self._out.get((spec.servable, spec.signature), 0)
 
     def learn(self, batch: Batch, seconds: float, out_bytes: int) -> None:
-        """Take in one run; ``out_bytes`` are its outputs' bytes, alignment included."""
+        """Take in a batch; ``out_bytes`` are the bytes of a run's outputs, alignment included."""
         key = (batch.spec.servable, batch.spec.signature)
+        if batch.alone:
+            seconds /= len(batch.pieces)
         old = self._run.get(key)
         self._run[key] = seconds if old is None else old + _SMOOTHING * (seconds - old)
         row_bytes = ceil(out_bytes / (batch.pieces[0].rows if batch.alone else batch.padded))
