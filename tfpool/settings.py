@@ -11,12 +11,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from enum import Enum
 from ipaddress import ip_address
 
 from tfpool.errors import InvalidArgument
 
 VersionPolicy = str | tuple[int, ...]
 """``latest``, ``latest:N``, ``all``, or the versions themselves."""
+
+Split = tuple[tuple[int, int], ...]
+"""Versions and their weights: how the requests of a label are shared out."""
 
 MAX_IPC_BYTES = 107
 MAX_SIZE = 1 << 60
@@ -26,8 +30,24 @@ _UNITS = {"": 1, "b": 1} | {
     for name, base in ((f"{letter}b", 1000), (f"{letter}ib", 1024))
 }
 _SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,9})?)\s*([a-z]*)", re.ASCII)
+_SPLIT = re.compile(r"[1-9]\d{0,18}(:\d{1,9})?(,[1-9]\d{0,18}(:\d{1,9})?)*", re.ASCII)
 _TCP = re.compile(r"tcp://(\[[0-9a-fA-F:.]+\]|[^\s\[\]:/@]+):(\d{1,5})", re.ASCII)
 _MODEL_NAME = re.compile(r"[^\s:/=\x00-\x1f\x7f]{1,512}")
+
+
+class Loading(Enum):
+    """When a model is loaded: at once, at its first request, or when somebody asks for it."""
+
+    PRELOAD = "preload"
+    LAZY = "lazy"
+    EXPLICIT = "explicit"
+
+
+class Transition(Enum):
+    """How one version follows another: the new one serves before the old one goes, or the old one goes first."""
+
+    AVAILABILITY = "availability"
+    RESOURCE = "resource"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +71,17 @@ class ModelSettings:
 
     ``replicas`` is (least, most) workers that hold it. ``stateful`` names signatures that are never run twice;
     ``pin`` names the only workers that may hold the model (empty: any). ``slo_ms`` is the latency that a batch
-    must keep, ``priority`` goes before ``weight``, which is the share of worker time among equals.
+    must keep, ``priority`` goes before ``weight``, which is the share of worker time among equals. ``shadow`` is
+    (version, share): that share of the requests to other versions is also sent there, and the answers are compared.
     """
 
     name: str
     base_path: str
     version_policy: VersionPolicy = "latest"
-    labels: tuple[tuple[str, int], ...] = ()
-    preload: bool = True
+    labels: tuple[tuple[str, Split], ...] = ()
+    shadow: tuple[int, float] | None = None
+    preload: Loading = Loading.PRELOAD
+    transition: Transition = Transition.AVAILABILITY
     replicas: tuple[int, int] = (1, 1)
     batching: BatchingSettings = BatchingSettings()
     slo_ms: float | None = None
@@ -81,24 +104,39 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where the broker listens, and the log."""
+    """Where the broker listens, what it may read, what it remembers, and the log.
+
+    ``models_root`` holds a directory for each model, beside those named; new ones are found as they appear. Base paths
+    given at run time must lie in one of ``allowed_roots`` (empty: anywhere). ``state_file`` keeps what was changed
+    at run time, and measured sizes, over restarts.
+    """
 
     listen: tuple[str, ...]
     admin_listen: str
     insecure: bool = False
+    models_root: str | None = None
+    allowed_roots: tuple[str, ...] = ()
+    state_file: str | None = None
     log_level: str = "info"
     log_format: str = "text"
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """The pool as a whole; ``None`` leaves the choice to :func:`resolve_workers`."""
+    """The pool as a whole; ``None`` leaves the choice to :func:`resolve_workers`.
+
+    Base paths are looked at every ``poll_s`` seconds (0: once, None: only when a load asks). A failed load is tried
+    again ``load_retries`` times. A worker that keeps more than ``residue_limit`` bytes of unloaded models is replaced.
+    """
 
     workers: int | None = None
     threads_per_worker: int | None = None
     memory_budget: int | None = None
     shm_budget: int = 128 << 20
     load_concurrency: int = 1
+    poll_s: float | None = 1.0
+    load_retries: int = 5
+    residue_limit: int = 256 << 20
     start_method: str = "fork"
 
 
@@ -137,6 +175,29 @@ def check_version_policy(value: object) -> VersionPolicy:
     if isinstance(value, list | tuple) and value and all(type(v) is int and 0 < v < 1 << 63 for v in value):
         return tuple(sorted(set(value)))
     raise InvalidArgument(f"got {str(value)[:40]!r}, expected 'latest', 'latest:N', 'all' or a list of versions from 1")
+
+
+def check_split(value: object) -> Split:
+    """The versions that a label leads to: ``3``, ``"3"`` or ``"3:90,4:10"``, versions and weights.
+
+    Raises InvalidArgument for anything else, a version named twice, and weights that are all 0.
+    """
+    text = str(value) if type(value) is int else value
+    if isinstance(text, str) and _SPLIT.fullmatch(text.replace(" ", "")):
+        parts = [part.partition(":") for part in text.replace(" ", "").split(",")]
+        split = tuple((int(version), int(weight) if colon else 1) for version, colon, weight in parts)
+        different = len({version for version, _ in split}) == len(split)
+        if different and any(w for _, w in split) and all(v < 1 << 63 for v, _ in split):
+            return split
+    raise InvalidArgument(f"got {str(value)[:40]!r}, expected a version, or versions and weights such as '3:90,4:10'")
+
+
+def check_shadow(value: object) -> tuple[int, float]:
+    """``"4:10"``: version 4 is also sent 10 percent of the requests. Raises InvalidArgument."""
+    found = re.fullmatch(r"([1-9]\d{0,18}):(\d{1,3}(?:\.\d{1,6})?)%?", value, re.ASCII) if isinstance(value, str) else None
+    if found and int(found[1]) < 1 << 63 and 0 < float(found[2]) <= 100:
+        return int(found[1]), float(found[2]) / 100
+    raise InvalidArgument(f"got {str(value)[:40]!r}, expected VERSION:PERCENT such as '4:10'")
 
 
 def check_model_name(value: object) -> str:
