@@ -1,19 +1,35 @@
 """Configuration as people write it -> frozen :mod:`tfpool.settings`. Read once, at the edge.
 
 The TOML tables are ``[server]``, ``[pool]``, ``[[worker]]``, ``[batching]`` and ``[[model]]``; their keys are the
-fields of the settings classes. Every error reads ``FILE:LINE: [table] key: got X, expected Y``. What a command line
-says is laid over the document before it is read, so that both pass the same checks.
+fields of the settings classes. TensorFlow Serving's files become the same tables. Every error reads
+``FILE:LINE: [table] key: got X, expected Y``. What a command line says is laid over the document before it is read, so
+that both pass the same checks; so does what is sent to a pool that runs.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfpool.config_toml import Document, Table, flag, increasing, nearest, number, one_of, show, text, texts, whole
+from tfpool import config_model, config_tfs
+from tfpool.config_model import each, names, read_batching
+from tfpool.config_toml import (
+    Document,
+    Table,
+    flag,
+    increasing,
+    nearest,
+    number,
+    one_of,
+    path_from,
+    read_text,
+    show,
+    text,
+    texts,
+    whole,
+)
 from tfpool.errors import InvalidArgument
 from tfpool.settings import (
     BatchingSettings,
@@ -26,7 +42,6 @@ from tfpool.settings import (
     available_cpus,
     check_exposure,
     check_model_name,
-    check_version_policy,
     default_endpoint,
     normalize_endpoint,
     parse_size,
@@ -34,21 +49,19 @@ from tfpool.settings import (
     usable_cpus,
 )
 
-
-def _names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
-
-
 _TABLES = ("server", "pool", "worker", "batching", "model")
-_KEYS = {"server": _names(ServerSettings), "pool": _names(PoolSettings), "batching": _names(BatchingSettings)}
-_MAX_BATCH = 1 << 16
-_MAX_ROWS = 1 << 24
+_KEYS = {"server": names(ServerSettings), "pool": names(PoolSettings), "batching": names(BatchingSettings)}
+_PATHS = ("models_root", "allowed_roots", "state_file")
 _HUGE = 1 << 31
 
 
 def load(path: str) -> Settings:
-    """The settings of a TOML file. Raises NotFound for a missing file, InvalidArgument for a bad one."""
-    return _settings(Document.load(path), os.path.dirname(path), None)
+    """The settings of a file: TOML, or one of TensorFlow Serving's.
+
+    Raises NotFound for a missing file, InvalidArgument for a bad one, Unimplemented for what only TensorFlow Serving
+    does.
+    """
+    return _settings(_read(path), os.path.dirname(path), None)
 
 
 def parse(text: str, filename: str, cpus: Sequence[int] | None = None) -> Settings:
@@ -60,17 +73,25 @@ def build(
     models: Mapping[str, str] | None = None,
     *,
     file: str | None = None,
+    model_config_file: str | None = None,
+    batching_file: str | None = None,
     listen: Sequence[str] = (),
     cpus: Sequence[int] | None = None,
     **overrides: object,
 ) -> Settings:
     """Settings of a command line or an embedded pool: those of ``file``, if any, and over them what is given.
 
-    ``models`` maps names to base paths. ``overrides`` are keys of ``[server]``, ``[pool]`` and ``[batching]`` with
-    their TOML values (``admin_listen``, ``workers``, ``memory_budget`` ...); None leaves a key as it was.
-    ``workers`` drops the workers written by hand. Raises InvalidArgument and NotFound.
+    ``model_config_file`` and ``batching_file`` are TensorFlow Serving's: the one adds models, the other is the
+    ``[batching]`` table. ``models`` maps names to base paths. ``overrides`` are keys of ``[server]``, ``[pool]`` and
+    ``[batching]`` with their TOML values (``admin_listen``, ``workers``, ``memory_budget`` ...); None leaves a key as
+    it was. Paths start at the working directory. ``workers`` drops the workers written by hand. Raises as :func:`load`
+    does.
     """
-    document = Document({}, {}, "command line") if file is None else Document.load(file)
+    document = Document({}, {}, "command line") if file is None else _read(file)
+    if model_config_file is not None:
+        _lay_over(document, config_tfs.parse_models(read_text(model_config_file), model_config_file))
+    if batching_file is not None:
+        _lay_over(document, config_tfs.parse_batching(read_text(batching_file), batching_file))
     if listen:
         overrides["listen"] = list(listen)
     for key, value in overrides.items():
@@ -78,12 +99,76 @@ def build(
         if table is None:
             raise TypeError(f"build() got an unknown setting: {key}")
         if value is not None:
-            document.override((table,), key, value)
+            document.override((table,), key, _from_here(value) if key in _PATHS else value)
             if key == "workers":
                 document.tables.pop("worker", None)
     for name, base_path in (models or {}).items():
-        _add_model(document, name, os.path.abspath(os.path.expanduser(base_path)))
+        _add_model(document, name, _from_here(base_path))
     return _settings(document, os.path.dirname(file or ""), cpus)
+
+
+def model_tables(path: str, batching_file: str | None = None) -> dict[str, Any]:
+    """The models of a file, checked, as :func:`read_models` takes them: ``{"model": [...], "batching": {...}}``.
+
+    Base paths are absolute. ``batching_file`` is TensorFlow Serving's, and is the ``batching`` table. What the file
+    says of server, pool and workers is checked and left out; the names in ``pin`` are the pool's to check. Raises as
+    :func:`load` does.
+    """
+    document = _read(path)
+    if "model" not in document.tables:
+        raise InvalidArgument(f"{path}: got no models, expected [[model]] tables or a model_config_list")
+    if batching_file is not None:
+        _lay_over(document, config_tfs.parse_batching(read_text(batching_file), batching_file))
+    settings = _settings(document, os.path.dirname(path), None, any_pin=True)
+    written = document.tables["model"]
+    models = [table | {"base_path": model.base_path} for table, model in zip(written, settings.models, strict=True)]
+    return {"model": models, "batching": document.tables.get("batching", {})}
+
+
+def read_models(
+    tables: Mapping[str, Any], source: str, defaults: BatchingSettings, workers: Sequence[str]
+) -> tuple[ModelSettings, ...]:
+    """The settings of ``{"model": [{...}, ...], "batching": {...}}``, the batching over ``defaults``.
+
+    Base paths must be absolute. ``workers`` are the names ``pin`` may use, ``source`` is named in errors. Raises
+    InvalidArgument.
+    """
+    document = Document(dict(tables), {}, source)
+    _check_tables(document, ("batching", "model"))
+    for i, table in enumerate(each(document, "model", names(ModelSettings))):
+        document.places[("model", i)] = f"{source}: {show(table.values.get('name'))}"
+    return config_model.read_models(document, None, read_batching(document, defaults), workers)
+
+
+def merge_batching(defaults: BatchingSettings, table: Mapping[str, Any], source: str) -> BatchingSettings:
+    """``defaults`` under a ``[batching]`` table that ``source`` holds. Raises InvalidArgument."""
+    return read_batching(Document({"batching": dict(table)}, {}, source), defaults)
+
+
+def _read(path: str) -> Document:
+    text = read_text(path)
+    if not path.endswith(".toml") and config_tfs.is_tfs(text):
+        return config_tfs.parse(text, path)
+    return Document.parse(text, path)
+
+
+def _lay_over(document: Document, other: Document) -> None:
+    """Add the models of ``other``; its batching takes the place of what ``document`` says about the same keys."""
+    written = document.tables.setdefault("model", [])
+    if isinstance(written, list):  # else the reader says what is wrong with it
+        before = len(written)
+        written.extend(other.tables.get("model", ()))
+        for (table, *inner), place in other.places.items():
+            if table == "model" and inner:
+                document.places[(table, before + int(inner[0]), *inner[1:])] = place
+    for key, value in other.tables.get("batching", {}).items():
+        document.override(("batching",), key, value, other.source)
+
+
+def _from_here(path: Any) -> Any:
+    if isinstance(path, list):
+        return [_from_here(one) for one in path]
+    return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) and path else path
 
 
 def _add_model(document: Document, name: str, base_path: str) -> None:
@@ -98,13 +183,9 @@ def _add_model(document: Document, name: str, base_path: str) -> None:
     document.override(("model", index), "base_path", base_path)
 
 
-def _settings(document: Document, directory: str, cpus: Sequence[int] | None) -> Settings:
-    for key in document.tables:
-        if key not in _TABLES:
-            document.fail(
-                (key,), "", f"got an unknown table, expected one of {', '.join(_TABLES)}{nearest(key, _TABLES)}"
-            )
-    server = _server(Table(document, ("server",), document.tables.get("server", {}), _KEYS["server"]))
+def _settings(document: Document, directory: str, cpus: Sequence[int] | None, any_pin: bool = False) -> Settings:
+    _check_tables(document, _TABLES)
+    server = _server(Table(document, ("server",), document.tables.get("server", {}), _KEYS["server"]), directory)
     pool_table = Table(document, ("pool",), document.tables.get("pool", {}), _KEYS["pool"])
     pool = _pool(pool_table)
     by_hand = _workers(document, cpus or available_cpus())
@@ -112,13 +193,19 @@ def _settings(document: Document, directory: str, cpus: Sequence[int] | None) ->
         workers = resolve_workers(pool, cpus or usable_cpus(), by_hand)
     except InvalidArgument as error:
         pool_table.fail("memory_budget", error.message)
-    batching = Table(document, ("batching",), document.tables.get("batching", {}), _KEYS["batching"])
-    defaults = _batching(batching, BatchingSettings())
-    models = _models(document, directory, defaults, [worker.name for worker in workers])
+    defaults = read_batching(document, BatchingSettings())
+    pins = None if any_pin else [worker.name for worker in workers]
+    models = config_model.read_models(document, directory, defaults, pins)
     return Settings(server, pool, workers, defaults, models)
 
 
-def _server(table: Table) -> ServerSettings:
+def _check_tables(document: Document, known: Sequence[str]) -> None:
+    for key in document.tables:
+        if key not in known:
+            document.fail((key,), "", f"got an unknown table, expected one of {', '.join(known)}{nearest(key, known)}")
+
+
+def _server(table: Table, directory: str) -> ServerSettings:
     insecure = table.read("insecure", flag, False)
 
     def endpoint(value: Any) -> str:
@@ -132,6 +219,9 @@ def _server(table: Table) -> ServerSettings:
             raise InvalidArgument("got [], expected at least one endpoint")
         return texts([endpoint(item) for item in written])
 
+    def roots(value: Any) -> tuple[str, ...]:
+        return tuple(map(path_from(directory), texts(value)))
+
     listen = table.read("listen", endpoints, ()) or (default_endpoint(),)
     beside = next((address for address in listen if address.startswith("ipc://")), default_endpoint())
     admin_listen = table.read("admin_listen", endpoint, "") or admin_endpoint_for(beside)
@@ -141,6 +231,9 @@ def _server(table: Table) -> ServerSettings:
         listen,
         admin_listen,
         insecure,
+        table.read("models_root", path_from(directory), None),
+        table.read("allowed_roots", roots, ()),
+        table.read("state_file", path_from(directory), None),
         table.read("log_level", one_of("debug", "info", "warning", "error"), "info"),
         table.read("log_format", one_of("text", "json"), "text"),
     )
@@ -155,6 +248,14 @@ def _pool(table: Table) -> PoolSettings:
         except InvalidArgument as error:
             raise InvalidArgument(f"{error.message}, or 'auto'") from None
 
+    def poll(value: Any) -> float | None:
+        if isinstance(value, str) and value == "off":
+            return None
+        try:
+            return number(0, 86_400)(value)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{error.message}, or 'off'") from None
+
     defaults = PoolSettings()
     return PoolSettings(
         workers=table.read("workers", workers, None),
@@ -162,6 +263,9 @@ def _pool(table: Table) -> PoolSettings:
         memory_budget=table.read("memory_budget", _budget, None),
         shm_budget=table.read("shm_budget", _budget, defaults.shm_budget),
         load_concurrency=table.read("load_concurrency", whole(1, 64), defaults.load_concurrency),
+        poll_s=table.read("poll_s", poll, defaults.poll_s),
+        load_retries=table.read("load_retries", whole(0, 1000), defaults.load_retries),
+        residue_limit=table.read("residue_limit", parse_size, defaults.residue_limit),
         start_method=table.read("start_method", one_of("fork", "spawn"), defaults.start_method),
     )
 
@@ -171,13 +275,6 @@ def _budget(value: Any) -> int:
     if size < 1 << 20:
         raise InvalidArgument(f"got {show(value)}, expected at least 1MiB")
     return size
-
-
-def _each(document: Document, name: str, known: Collection[str]) -> list[Table]:
-    values = document.tables.get(name, [])
-    if not isinstance(values, list):
-        document.fail((name,), "", f"got {show(values)}, expected [[{name}]]")
-    return [Table(document, (name, i), value, known) for i, value in enumerate(values)]
 
 
 def _workers(document: Document, cpus: Sequence[int]) -> list[WorkerSettings]:
@@ -194,7 +291,7 @@ def _workers(document: Document, cpus: Sequence[int]) -> list[WorkerSettings]:
         return chosen
 
     workers: list[WorkerSettings] = []
-    for table in _each(document, "worker", _names(WorkerSettings)):
+    for table in each(document, "worker", names(WorkerSettings)):
         worker = WorkerSettings(
             table.need("name", check_model_name),
             table.read("device", device, "cpu"),
@@ -206,70 +303,3 @@ def _workers(document: Document, cpus: Sequence[int]) -> list[WorkerSettings]:
             table.fail("name", f"got {worker.name!r} twice, expected names that differ")
         workers.append(worker)
     return workers
-
-
-def _batching(table: Table, defaults: BatchingSettings) -> BatchingSettings:
-    """``defaults`` under what the table says; inherited batch sizes give way to those of the table."""
-    allowed = table.read("allowed_batch_sizes", increasing(1, _MAX_BATCH), defaults.allowed_batch_sizes)
-    largest = table.read("max_batch_size", whole(1, _MAX_BATCH), defaults.max_batch_size)
-    if "max_batch_size" not in table.values:
-        largest = allowed[-1] if allowed else largest
-    elif "allowed_batch_sizes" not in table.values and allowed:
-        allowed = (*(size for size in allowed if size < largest), largest)
-    elif allowed and allowed[-1] != largest:
-        table.fail("allowed_batch_sizes", f"got {list(allowed)}, expected the last to be max_batch_size ({largest})")
-    queue_rows = table.read("max_queue_rows", whole(1, _MAX_ROWS), defaults.max_queue_rows)
-    if queue_rows < largest:
-        table.fail("max_queue_rows", f"got {queue_rows}, expected at least max_batch_size ({largest})")
-    wait = table.read("max_wait_ms", number(0, 60_000), defaults.max_wait_ms)
-    return BatchingSettings(largest, wait, allowed, queue_rows, table.read("pad", flag, defaults.pad))
-
-
-def _models(
-    document: Document, directory: str, defaults: BatchingSettings, workers: Sequence[str]
-) -> tuple[ModelSettings, ...]:
-    models: dict[str, ModelSettings] = {}
-    for table in _each(document, "model", _names(ModelSettings)):
-        model = _model(table, directory, defaults, workers)
-        if model.name in models:
-            table.fail("name", f"got {model.name!r} twice, expected names that differ")
-        models[model.name] = model
-    return tuple(models.values())
-
-
-def _model(table: Table, directory: str, defaults: BatchingSettings, workers: Sequence[str]) -> ModelSettings:
-    def path(value: Any) -> str:
-        return os.path.abspath(os.path.join(directory, os.path.expanduser(text(value))))
-
-    def labels(value: Any) -> tuple[tuple[str, int], ...]:
-        if not isinstance(value, dict) or not all(value):
-            raise InvalidArgument(f"got {show(value)}, expected a table of label = version")
-        return tuple((label, whole(1, (1 << 63) - 1)(version)) for label, version in value.items())
-
-    def replicas(value: Any) -> tuple[int, int]:
-        pair = value if isinstance(value, list) else [value, value]
-        if len(pair) != 2 or not all(type(n) is int for n in pair) or not 1 <= pair[0] <= pair[1] <= 1024:
-            raise InvalidArgument(f"got {show(value)}, expected a whole number from 1, or [least, most]")
-        return pair[0], pair[1]
-
-    def pin(value: Any) -> tuple[str, ...]:
-        names = texts(value)
-        for name in names:
-            if name not in workers:
-                raise InvalidArgument(f"got {name!r}, expected some of {', '.join(workers)}{nearest(name, workers)}")
-        return names
-
-    inner = Table(table.document, (*table.path, "batching"), table.values.get("batching", {}), _KEYS["batching"])
-    return replace(
-        ModelSettings(table.need("name", check_model_name), table.need("base_path", path)),
-        version_policy=table.read("version_policy", check_version_policy, "latest"),
-        labels=table.read("labels", labels, ()),
-        preload=table.read("preload", flag, True),
-        replicas=table.read("replicas", replicas, (1, 1)),
-        batching=_batching(inner, defaults),
-        slo_ms=table.read("slo_ms", number(0.001, 86_400_000), None),
-        priority=table.read("priority", whole(-100, 100), 0),
-        weight=table.read("weight", number(0.001, 1e6), 1.0),
-        stateful=table.read("stateful", texts, ()),
-        pin=table.read("pin", pin, ()),
-    )

@@ -6,6 +6,7 @@ puts ``FILE:LINE: [table] key:`` before it.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -49,39 +50,41 @@ class Document:
             raise InvalidArgument(f"{filename}:{line}: not TOML: {error}") from None
         return cls(tables, _places(text, filename), f"{filename}:1")
 
-    @classmethod
-    def load(cls, path: str) -> Document:
-        """Raises NotFound for a missing file, InvalidArgument for one that cannot be read or is not TOML."""
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except FileNotFoundError:
-            raise NotFound(f"{path}: no such file") from None
-        except OSError as error:
-            raise InvalidArgument(f"{path}: cannot be read: {error.strerror}") from None
-        try:
-            return cls.parse(data.decode(), path)
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            raise InvalidArgument(f"{path}:{line}: got byte 0x{data[error.start]:02x}, expected UTF-8") from None
-
-    def override(self, table: Path, key: str, value: object) -> None:
-        """Lay a value of the command line over the document."""
+    def override(self, table: Path, key: str, value: object, place: str = "command line") -> None:
+        """Lay a value of ``place`` over the document."""
         inner: Any = self.tables
         for step in table:
             inner = inner.setdefault(step, {}) if isinstance(step, str) else inner[step]
         if isinstance(inner, dict):
             inner[key] = value
-            self.places[(*table, key)] = "command line"
+            self.places[(*table, key)] = place
 
     def fail(self, table: Path, key: str, problem: str) -> NoReturn:
         """Raises InvalidArgument at the line of ``key``, or of the nearest thing around it."""
-        path = (*table, key) if key else table
-        inward = (path[:size] for size in range(len(path), 0, -1))
-        place = next((self.places[part] for part in inward if part in self.places), self.source)
         name = ".".join(step for step in table if isinstance(step, str))
         where = " ".join(part for part in (f"[{name}]" if name else "", key) if part)
-        raise InvalidArgument(f"{place}: {where}: {problem}")
+        raise InvalidArgument(f"{self.place((*table, key) if key else table)}: {where}: {problem}")
+
+    def place(self, path: Path) -> str:
+        """Where ``path`` was written, or the nearest thing around it."""
+        inward = (path[:size] for size in range(len(path), 0, -1))
+        return next((self.places[part] for part in inward if part in self.places), self.source)
+
+
+def read_text(path: str) -> str:
+    """A configuration file. Raises NotFound where there is none, InvalidArgument where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file") from None
+    except OSError as error:
+        raise InvalidArgument(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidArgument(f"{path}:{line}: got byte 0x{data[error.start]:02x}, expected UTF-8") from None
 
 
 def _places(text: str, filename: str) -> dict[Path, str]:
@@ -120,7 +123,7 @@ class Table:
         self.values: dict[str, Any] = values
         for key in values:
             if key not in known:
-                self.fail(key, f"got an unknown key, expected one of {', '.join(known)}{nearest(key, known)}")
+                self.fail(str(key), f"got an unknown key, expected one of {', '.join(known)}{nearest(key, known)}")
 
     def fail(self, key: str, problem: str) -> NoReturn:
         """Raises InvalidArgument at the place of ``key``."""
@@ -186,6 +189,20 @@ def text(value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise InvalidArgument(f"got {show(value)}, expected a text")
     return value
+
+
+def path_from(directory: str | None) -> Callable[[Any], str]:
+    """A path, made absolute: a relative one starts at ``directory``, ``~`` at home; both are refused at None."""
+
+    def check(value: Any) -> str:
+        path = text(value)
+        if directory is None:
+            if not os.path.isabs(path):
+                raise InvalidArgument(f"got {show(value)}, expected an absolute path")
+            return os.path.abspath(path)
+        return os.path.abspath(os.path.join(directory, os.path.expanduser(path)))
+
+    return check
 
 
 def one_of(*choices: str) -> Callable[[Any], str]:

@@ -31,6 +31,7 @@ _UNITS = {"": 1, "b": 1} | {
 }
 _SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,9})?)\s*([a-z]*)", re.ASCII)
 _SPLIT = re.compile(r"[1-9]\d{0,18}(:\d{1,9})?(,[1-9]\d{0,18}(:\d{1,9})?)*", re.ASCII)
+_SHADOW = re.compile(r"([1-9]\d{0,18}):(\d{1,3}(?:\.\d{1,6})?)%?", re.ASCII)
 _TCP = re.compile(r"tcp://(\[[0-9a-fA-F:.]+\]|[^\s\[\]:/@]+):(\d{1,5})", re.ASCII)
 _MODEL_NAME = re.compile(r"[^\s:/=\x00-\x1f\x7f]{1,512}")
 
@@ -192,9 +193,14 @@ def check_split(value: object) -> Split:
     raise InvalidArgument(f"got {str(value)[:40]!r}, expected a version, or versions and weights such as '3:90,4:10'")
 
 
+def format_split(split: Split) -> str:
+    """As people write it: ``3``, or ``3:90,4:10``."""
+    return str(split[0][0]) if len(split) == 1 else ",".join(f"{version}:{weight}" for version, weight in split)
+
+
 def check_shadow(value: object) -> tuple[int, float]:
     """``"4:10"``: version 4 is also sent 10 percent of the requests. Raises InvalidArgument."""
-    found = re.fullmatch(r"([1-9]\d{0,18}):(\d{1,3}(?:\.\d{1,6})?)%?", value, re.ASCII) if isinstance(value, str) else None
+    found = _SHADOW.fullmatch(value) if isinstance(value, str) else None
     if found and int(found[1]) < 1 << 63 and 0 < float(found[2]) <= 100:
         return int(found[1]), float(found[2]) / 100
     raise InvalidArgument(f"got {str(value)[:40]!r}, expected VERSION:PERCENT such as '4:10'")

@@ -153,10 +153,11 @@ class SignatureSpec:
 
 
 class ModelKey(NamedTuple):
-    """A servable: one version of one model."""
+    """A servable: one version of one model. ``life`` tells apart two that bear the same number, one after the other."""
 
     name: str
     version: int
+    life: int = 0
 
     def __str__(self) -> str:
         return f"{self.name}:{self.version}"

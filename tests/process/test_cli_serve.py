@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +11,7 @@ from click.testing import CliRunner, Result
 from tfpool import config
 from tfpool.cli import serve
 from tfpool.cli.main import main
+from tfpool.settings import Settings
 
 
 def run(*arguments: str, status: int = 0) -> Result:
@@ -26,29 +26,54 @@ def _model(directory: Path, name: str) -> str:
     return str(directory / name)
 
 
-def test_a_root_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    half, other = _model(tmp_path, "half"), str(tmp_path / "elsewhere")
-    _model(tmp_path, "a name")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").touch()
-    assert serve._models((("other", other),), str(tmp_path)) == {"half": half, "other": other}
-    assert "a name is left out" in capsys.readouterr().err
-    assert serve._models((("half", other),), str(tmp_path)) == {"half": other}
+Served = list[tuple[Settings, serve._Starting, int | None]]
 
 
-def test_a_root_without_models(tmp_path: Path) -> None:
-    assert "no directory that holds a model" in run("serve", "--models-root", str(tmp_path), status=1).stderr
-
-
-def test_serve_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[Any] = []
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    """What the supervisor is called with."""
+    seen: Served = []
     monkeypatch.setattr("tfpool.supervisor.main.serve", lambda *arguments: seen.append(arguments) or 0)
+    return seen
+
+
+def test_a_root_of_models(tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    run("serve", "--models-root", "models", "--state-file", "state")
+    settings = served[0][0]
+    assert settings.server.models_root == str(tmp_path / "models")
+    assert settings.server.state_file == str(tmp_path / "state")
+    assert settings.models == ()
+    assert "does not exist" in run("serve", "--models-root", "none", status=2).stderr
+
+
+def test_serve_needs_models(served: Served) -> None:
+    assert "expected models" in run("serve", status=2).stderr
+    assert "got --model a twice" in run("serve", "--model", "a=/a", "--model", "a=/b", status=2).stderr
+    assert not served
+
+
+def test_serve_reads_the_files_of_tensorflow_serving(tmp_path: Path, served: Served) -> None:
+    models, batching = tmp_path / "models.config", tmp_path / "batching.config"
+    models.write_text("model_config_list { config { name: 'm' base_path: '/m' } }")
+    batching.write_text("max_batch_size { value: 16 }")
+    files = ("--model-config-file", str(models), "--batching-parameters-file", str(batching))
+    run("serve", *files, "--model", "n=/n")
+    settings = served[0][0]
+    assert [(model.name, model.batching.max_batch_size) for model in settings.models] == [("m", 16), ("n", 16)]
+    models.write_text("model_config_list {\n config { name: 'm' } }")
+    assert f"{models}:2: [model_config_list.config] base_path" in run("serve", *files, status=1).stderr
+    assert "no such file" in run("serve", "--model-config-file", f"{tmp_path}/none", status=1).stderr
+
+
+def test_serve_passes_its_options_on(tmp_path: Path, served: Served) -> None:
     options = (
         "--workers 3 --memory-budget 3GiB --shm-budget 64MiB --threads-per-worker 2 --log-level error --set pad=false"
     )
     listen = ("--listen", f"ipc://{tmp_path}/a", "--listen", "tcp://0.0.0.0:7000", "--insecure")
     run("serve", "--model", f"half={tmp_path}", *options.split(), *listen)
-    ((settings, _, owner),) = seen
+    ((settings, _, owner),) = served
     assert (settings.pool.workers, settings.pool.memory_budget, settings.pool.shm_budget) == (3, 3 << 30, 64 << 20)
     assert settings.server.listen == (f"ipc://{tmp_path}/a", "tcp://0.0.0.0:7000")
     assert settings.server.admin_listen == f"ipc://{tmp_path}/a-admin"
@@ -71,6 +96,14 @@ def test_start_up_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert said.err == ""
 
 
+def test_a_root_without_a_model_yet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    settings = config.build(listen=["ipc:///run/p"], models_root=str(tmp_path))
+    state = {"models": 0, "available": 0, "failed": 0, "workers": 2, "workers_ready": 2}
+    serve._Starting(settings, watched=False)(state)
+    said = f"serving 0 models on ipc:///run/p with 2 workers (no model in {tmp_path} yet)\n"
+    assert capsys.readouterr().out == said
+
+
 def test_check(tmp_path: Path) -> None:
     good = tmp_path / "pool.toml"
     half = _model(tmp_path, "half")
@@ -81,6 +114,38 @@ def test_check(tmp_path: Path) -> None:
     result = run("check", str(good))
     assert "half" in result.stdout
     assert "warning: gone" in result.stderr
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").iterdir()), ids=lambda path: path.name)
+def test_check_accepts_the_examples(path: Path) -> None:
+    result = run("check", str(path))
+    assert "is not on disk" not in result.stderr
+    assert "there is no model in it" not in result.stderr
+
+
+def test_check_warns_of_what_will_not_be_served(tmp_path: Path) -> None:
+    half = _model(tmp_path, "half")
+    models = tmp_path / "models.config"
+    models.write_text(
+        f"model_config_list {{ config {{ name: 'half' base_path: '{half}' model_version_policy {{ latest {{}} }}\n"
+        "version_labels { key: 'old' value: 1 } version_labels { key: 'new' value: 9 } } }"
+    )
+    (tmp_path / "half" / "2").mkdir()
+    (tmp_path / "half" / "2" / "saved_model.pb").touch()
+    result = run("check", str(models))
+    assert "warning: half: label old: version 1 is not among those of version_policy latest:1" in result.stderr
+    assert "warning: half: label new: version 9 is not on disk; found 1, 2" in result.stderr
+    assert "old=1, new=9" in result.stdout
+    (row,) = json.loads(run("check", str(models), "--json").stdout)["models"]
+    assert (row["labels"], row["loading"], len(row["warnings"])) == ({"old": "1", "new": "9"}, "preload", 2)
+
+
+def test_check_warns_of_an_empty_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text("[pool]\nworkers = 1\n")
+    assert run("check", str(path)).stderr == "warning: there is no model in it\n"
+    path.write_text("[server]\nmodels_root = 'none'\n")
+    assert run("check", str(path)).stderr == f"warning: models_root: {tmp_path}/none: no such directory\n"
 
 
 def test_check_names_the_line(tmp_path: Path) -> None:

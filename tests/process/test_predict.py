@@ -293,7 +293,7 @@ def test_closing_cancels_what_is_in_flight(pool: FakePool) -> None:
     ("model", "inputs", "options", "error", "problem"),
     [
         ("nobody", floats(1, 1), {}, NotFound, "no model 'nobody'; there are add, "),
-        ("double", floats(1, 1), {"version": 9}, NotFound, "'double' has no version 9 loaded; it has 1"),
+        ("double", floats(1, 1), {"version": 9}, NotFound, "'double' has no version 9; it has 1"),
         ("double", floats(1, 1), {"label": "x"}, NotFound, "no label 'x'"),
         ("double", floats(1, 1), {"signature": "x"}, InvalidArgument, "no signature 'x'; it has serving_default"),
         ("echo", floats(1, 1), {}, InvalidArgument, "so one must be named"),

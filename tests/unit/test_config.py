@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from tfpool import config
 from tfpool.errors import InvalidArgument, NotFound
-from tfpool.settings import BatchingSettings, ModelSettings, PoolSettings, Settings, WorkerSettings
+from tfpool.settings import BatchingSettings, Loading, ModelSettings, PoolSettings, Settings, Transition, WorkerSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = "[[model]]\nname = 'm'\nbase_path = '/m'\n"
@@ -24,9 +26,10 @@ def model(text: str) -> ModelSettings:
     return parse(MODEL + text).models[0]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
 def test_examples_load(path: Path) -> None:
-    assert config.load(str(path)).models
+    settings = config.load(str(path))
+    assert settings.models or settings.batching != BatchingSettings()
 
 
 def test_the_full_example_tells_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,15 +50,18 @@ def test_an_empty_file_is_all_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_model_key() -> None:
     assert model(
-        "version_policy = 'latest:2'\nlabels = {stable = 3, canary = 4}\npreload = false\nreplicas = [1, 2]\n"
+        "version_policy = 'latest:2'\nlabels = {stable = 3, prod = '3:90,4:10'}\nshadow = '4:10'\npreload = false\n"
+        "transition = 'resource'\nreplicas = [1, 2]\n"
         "slo_ms = 50\npriority = -1\nweight = 2\nstateful = ['s']\npin = ['cpu1']\n"
         "batching = {max_batch_size = 8, max_wait_ms = 1.5, pad = false, max_queue_rows = 9}"
     ) == ModelSettings(
         "m",
         "/m",
         "latest:2",
-        (("stable", 3), ("canary", 4)),
-        False,
+        (("stable", ((3, 1),)), ("prod", ((3, 90), (4, 10)))),
+        (4, 0.1),
+        Loading.LAZY,
+        Transition.RESOURCE,
         (1, 2),
         BatchingSettings(8, 1.5, (), 9, False),
         50.0,
@@ -99,6 +105,28 @@ def test_workers_by_hand() -> None:
         WorkerSettings("a", "cpu", (0, 1), 2, 8 << 30),
         WorkerSettings("g", "gpu:0", (2, 3, 4, 5, 6, 7), 6, None),
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "loading"), [("true", Loading.PRELOAD), ("false", Loading.LAZY), ("'explicit'", Loading.EXPLICIT)]
+)
+def test_when_a_model_is_loaded(written: str, loading: Loading) -> None:
+    assert model(f"preload = {written}").preload is loading
+
+
+def test_paths_of_the_server_start_at_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "[server]\nmodels_root = 'models'\nallowed_roots = ['~/models', '../b']\nstate_file = '/var/state'"
+    server = config.parse(text, "/etc/tfpool/pool.toml", cpus=range(2)).server
+    assert server.models_root == "/etc/tfpool/models"
+    assert server.allowed_roots == ("/home/me/models", "/etc/b")
+    assert server.state_file == "/var/state"
+
+
+@pytest.mark.parametrize(("written", "seconds"), [("'off'", None), ("0", 0.0), ("2.5", 2.5)])
+def test_polling(written: str, seconds: float | None) -> None:
+    pool = parse(f"[pool]\npoll_s = {written}\nload_retries = 0\nresidue_limit = '1GiB'").pool
+    assert (pool.poll_s, pool.load_retries, pool.residue_limit) == (seconds, 0, 1 << 30)
 
 
 @given(st.integers(1, 4096), st.sampled_from(["MiB", "GiB", "MB"]))
@@ -169,7 +197,19 @@ BAD = [
     (MODEL + MODEL, "5: [model] name: got 'm' twice", ""),
     (MODEL + "version_policy = 'lastest'", "4: [model] version_policy: got 'lastest', expected 'latest'", ""),
     (MODEL + "version_policy = [0]", "4: [model] version_policy: got '[0]', expected", ""),
-    (MODEL + "labels = {a = 'b'}", "4: [model] labels: got 'b', expected a whole number from 1", ""),
+    (MODEL + "labels = {a = 'b'}", "4: [model] labels: got 'b', expected a version, or versions and weights", ""),
+    (MODEL + "labels = {a = '3:0'}", "4: [model] labels: got '3:0', expected a version", ""),
+    (MODEL + "labels = ['a']", "4: [model] labels: got ['a'], expected a table of label = version", ""),
+    (MODEL + "shadow = '4:0'", "4: [model] shadow: got '4:0', expected VERSION:PERCENT", ""),
+    (MODEL + "preload = 1", "4: [model] preload: got 1, expected true, false or 'explicit'", ""),
+    (MODEL + "preload = 'lazy'", "4: [model] preload: got 'lazy', expected true, false or 'explicit'", ""),
+    (MODEL + "transition = 'resources'", "4: [model] transition: got 'resources', expected one of", "mean 'resource'?"),
+    ("[pool]\npoll_s = 'never'", "2: [pool] poll_s: got 'never', expected a number from 0 to 86400, or 'off'", ""),
+    ("[pool]\npoll_s = -1", "2: [pool] poll_s: got -1, expected a number", ""),
+    ("[pool]\nload_retries = -1", "2: [pool] load_retries: got -1, expected a whole number", ""),
+    ("[pool]\nresidue_limit = 'much'", "2: [pool] residue_limit: got 'much', expected a size", ""),
+    ("[server]\nmodels_root = ''", "2: [server] models_root: got '', expected a text", ""),
+    ("[server]\nallowed_roots = '/m'", "2: [server] allowed_roots: got '/m', expected a list of texts", ""),
     (
         MODEL + "replicas = [2, 1]",
         "4: [model] replicas: got [2, 1], expected a whole number from 1, or [least, most]",
@@ -257,3 +297,101 @@ def test_errors_of_a_command_line_say_so() -> None:
         config.build({"a b": "/x"})
     with pytest.raises(TypeError, match="wokers"):
         config.build(wokers=3)
+
+
+def test_paths_of_a_command_line_start_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc" / "pool.toml"
+    path.write_text("[server]\nstate_file = 'state'\n")
+    server = config.build(file=str(path), models_root="models", allowed_roots=["a", "/b"]).server
+    assert (server.models_root, server.state_file) == (str(tmp_path / "models"), str(tmp_path / "etc" / "state"))
+    assert server.allowed_roots == (str(tmp_path / "a"), "/b")
+
+
+# -- changes at run time -------------------------------------------------------------------------------------------
+
+
+def test_tables_of_a_file_are_read_as_the_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text(
+        "[server]\nlog_level = 'debug'\n[pool]\nworkers = 3\n[batching]\nmax_batch_size = 32\n"
+        "[[model]]\nname = 'm'\nbase_path = 'models/m'\nlabels = { a = 3 }\nbatching = { pad = false }\n"
+        "pin = ['cpu2']\n"
+    )
+    tables = config.model_tables(str(path))
+    assert set(tables) == {"batching", "model"}
+    assert tables["model"][0]["base_path"] == str(tmp_path / "models" / "m")
+    sent = json.loads(json.dumps(tables))
+    assert config.read_models(sent, "reload", BatchingSettings(), ["cpu2"]) == config.load(str(path)).models
+    with pytest.raises(InvalidArgument, match=r"^reload: 'm': \[model\] pin: got 'cpu2', expected some of cpu0"):
+        config.read_models(sent, "reload", BatchingSettings(), ["cpu0"])
+
+
+def test_pins_are_the_pools_to_check(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text(MODEL + "pin = ['elsewhere']")
+    assert config.model_tables(str(path))["model"][0]["pin"] == ["elsewhere"]
+
+
+def test_a_batching_file_is_laid_over_the_tables(tmp_path: Path) -> None:
+    models, batching = tmp_path / "pool.toml", tmp_path / "batching.config"
+    models.write_text("[batching]\nmax_batch_size = 4\npad = false\n" + MODEL)
+    batching.write_text("max_batch_size { value: 16 }\nmax_enqueued_batches { value: 5 }")
+    (read,) = config.read_models(config.model_tables(str(models), str(batching)), "x", BatchingSettings(), [])
+    assert read.batching == BatchingSettings(16, 0.0, (), 80, pad=False)
+
+
+def test_a_reload_needs_models(tmp_path: Path) -> None:
+    path = tmp_path / "some"
+    for text in ("[batching]\nmax_batch_size = 4", "max_batch_size { value: 4 }", ""):
+        path.write_text(text)
+        with pytest.raises(InvalidArgument, match="got no models"):
+            config.model_tables(str(path))
+    path.write_text("model = []")
+    assert config.model_tables(str(path)) == {"batching": {}, "model": []}
+    path.write_text("[pool]\nworkers = 0\n" + MODEL)
+    with pytest.raises(InvalidArgument, match=r"some:2: \[pool\] workers"):
+        config.model_tables(str(path))
+
+
+def test_a_path_sent_to_a_pool_is_absolute() -> None:
+    for path in ("m", "~/m", "./m"):
+        with pytest.raises(InvalidArgument, match=r"add: 'm': \[model\] base_path: got .*, expected an absolute path"):
+            config.read_models({"model": [{"name": "m", "base_path": path}]}, "add", BatchingSettings(), [])
+
+
+def test_defaults_of_a_pool_lie_below() -> None:
+    tables = {"model": [{"name": "m", "base_path": "/m"}]}
+    (read,) = config.read_models(tables, "add", BatchingSettings(8), [])
+    assert read == ModelSettings("m", "/m", batching=BatchingSettings(8))
+    with pytest.raises(InvalidArgument, match=r"^add: \[pool\]: got an unknown table, expected one of batching, model"):
+        config.read_models(tables | {"pool": {}}, "add", BatchingSettings(), [])
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+_SENT = st.dictionaries(st.sampled_from([field.name for field in fields(ModelSettings)]) | st.integers(), _VALUES)
+
+
+@given(_VALUES | st.lists(_SENT.map(lambda table: {"name": "m", "base_path": "/m"} | table), max_size=3), _VALUES)
+def test_whatever_is_sent_is_read_or_refused(models: Any, batching: Any) -> None:
+    try:
+        read = config.read_models({"model": models, "batching": batching}, "sent", BatchingSettings(), [])
+    except InvalidArgument as error:
+        message = str(error)
+    else:
+        assert len(read) == len(models)
+        return
+    assert message.startswith("sent: ")
+
+
+def test_merged_batching_names_its_file() -> None:
+    assert config.merge_batching(BatchingSettings(8, pad=False), {"max_batch_size": 4}, "x") == BatchingSettings(
+        4, pad=False
+    )
+    with pytest.raises(InvalidArgument, match=r"^/m/1/b: \[batching\] max_batch_size: got 0"):
+        config.merge_batching(BatchingSettings(), {"max_batch_size": 0}, "/m/1/b")

@@ -12,8 +12,9 @@ from tfpool.broker.clients import Clients
 from tfpool.broker.effects import POOL_ARENA, Effects
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.gather import Outputs
-from tfpool.broker.lifecycle import Lifecycle
+from tfpool.broker.residence import Residence
 from tfpool.errors import Internal, from_code
+from tfpool.repository.memo import Footprint
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
 from tfpool.scheduler.work import Batch
@@ -21,6 +22,7 @@ from tfpool.shm.arena import Arena
 from tfpool.shm.doorbell import Doorbell
 from tfpool.shm.layout import align
 from tfpool.telemetry import log
+from tfpool.types import DType, SignatureSpec, TensorSpec
 from tfpool.wire.keys import OutputKey, unpack_output_key
 from tfpool.wire.messages import Bell, unpack
 
@@ -36,7 +38,7 @@ class Bells:
         scheduler: Scheduler,
         fleet: Fleet,
         clients: Clients,
-        lifecycle: Lifecycle,
+        residence: Residence,
         effects: Effects,
         decide: Callable[[ev.Event], None],
         watch: Callable[[int, bool], None],
@@ -45,7 +47,7 @@ class Bells:
         self._scheduler = scheduler
         self._fleet = fleet
         self._clients = clients
-        self._lifecycle = lifecycle
+        self._residence = residence
         self._effects = effects
         self._decide = decide
         self._watch = watch
@@ -76,13 +78,14 @@ class Bells:
 
     def lost(self, link: Link) -> None:
         """A worker's process is gone."""
-        if not link.leaving:
+        crashed = not link.leaving
+        if crashed:
             link.deaths += 1
             self._log.warning("worker.lost", worker=link.name, pid=link.pid)
         assert link.bell is not None
         self._watch(link.bell.fileno(), False)
         self._fleet.detach(link)
-        self._lifecycle.lost(link)
+        self._residence.lost(link, crashed)
         self._decide(ev.WorkerLost(link.name, "its process ended"))
 
     def _said(self, link: Link, message: list[Any], fds: list[int]) -> None:
@@ -94,23 +97,27 @@ class Bells:
             self._log.warning("batch.failed", worker=link.name, batch=batch, code=code, error=text)
             self._decide(ev.Broken(link.name, batch, 0.0, from_code(code, text)))
         elif verb == Bell.READY:
-            link.pid, link.rss, link.unique = fields
-            self._fleet.ready(link)
+            self._fleet.ready(link, *fields)
             self._decide(ev.WorkerJoined(link.name, link.holder))
-            self._lifecycle.joined(link)
+            self._residence.joined(link)
             self._log.info("worker.ready", worker=link.name, pid=link.pid)
         elif verb == Bell.GAUGE:
             link.rss, link.unique = fields
         elif verb == Bell.WARMING:
-            self._lifecycle.warming(link, fields[0])
+            self._residence.warming(link, fields[0])
         elif verb == Bell.LOADED:
-            self._lifecycle.loaded(link, *fields)
+            self._loaded(link, *fields)
         elif verb == Bell.LOAD_FAILED:
-            self._lifecycle.load_failed(link, fields[0], from_code(fields[1], fields[2]))
+            self._residence.load_failed(link, fields[0], from_code(fields[1], fields[2]))
         elif verb == Bell.UNLOADED:
-            self._log.debug("worker.unloaded", worker=link.name, handle=fields[0])
+            self._residence.unloaded(link, *fields)
         else:
             raise Internal(f"worker {link.name} said {verb}")
+
+    def _loaded(self, link: Link, handle: int, info: dict[str, Any]) -> None:
+        found = Footprint(info["memory_bytes"], info["peak_bytes"], info["load_seconds"])
+        signatures = tuple(_signature(fields) for fields in info["signatures"])
+        self._residence.loaded(link, handle, found, signatures, info["skipped"])
 
     def _done(self, link: Link, batch: int, run_us: int, results: list[Any], fds: list[int]) -> None:
         needed = max(sum(align(nbytes) for _, nbytes in places) for _, places, _ in results)
@@ -145,3 +152,21 @@ class Bells:
             return [self._arena.view] * count
         peers = [self._clients.peers.get(p.client) if p.reply is not None else None for p in batch.pieces]
         return [peer.arena.view if peer else self._arena.view for peer in peers]
+
+
+def _signature(fields: dict[str, Any]) -> SignatureSpec:
+    tensors = {side: tuple(_tensor(item) for item in fields[side]) for side in ("inputs", "outputs")}
+    return SignatureSpec(
+        fields["name"],
+        fields["method"],
+        tensors["inputs"],
+        tensors["outputs"],
+        fields["batchable"],
+        fields["mutates"],
+        fields["reason"],
+    )
+
+
+def _tensor(fields: dict[str, Any]) -> TensorSpec:
+    shape = fields["shape"]
+    return TensorSpec(fields["name"], DType(fields["dtype"]), None if shape is None else tuple(shape))

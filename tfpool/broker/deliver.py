@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from tfpool.broker.clients import Clients, Peer
 from tfpool.broker.gather import Outputs, spans
 from tfpool.broker.meters import Meters, ModelMeter
+from tfpool.broker.shadow import SHADOW
 from tfpool.errors import Internal, TfpoolError
 from tfpool.scheduler.work import Batch, Segment
 from tfpool.shm.layout import align
@@ -36,6 +37,8 @@ class Courier:
         if batch.alone:
             for piece, outputs in zip(batch.pieces, results, strict=True):
                 rows = (0, piece.rows)
+                if piece.twin is not None:
+                    piece.twin.delivered(piece, 0, outputs)
                 if piece.reply is not None and piece.client not in self._clients.peers:
                     continue  # it is gone, and with it the memory that holds its outputs
                 meter.requests += 1
@@ -45,6 +48,10 @@ class Courier:
         outputs = results[0]
         mine: dict[bytes, list[tuple[Segment, int, int]]] = {}
         for piece, begin, end in spans(batch):
+            if piece.twin is not None:
+                piece.twin.delivered(piece, begin, outputs)
+                if piece.client == SHADOW:
+                    continue
             if piece.join is not None:
                 self._part(piece, begin, outputs, timing, batch.spec.servable.name, meter)
                 continue

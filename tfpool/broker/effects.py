@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfpool.broker.clients import Clients
@@ -10,12 +10,12 @@ from tfpool.broker.deliver import Courier, Send
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.gather import Outputs, gather, input_fields
 from tfpool.broker.meters import Meters
+from tfpool.broker.shadow import SHADOW
 from tfpool.errors import TfpoolError
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.work import Batch, Segment
 from tfpool.shm.arena import Arena
 from tfpool.telemetry import log
-from tfpool.types import ModelKey
 from tfpool.wire.messages import Bell, Verb, encode
 
 POOL_ARENA = 0
@@ -31,14 +31,12 @@ class Effects:
         fleet: Fleet,
         clients: Clients,
         meters: Meters,
-        handles: Callable[[ModelKey], int],
         send: Send,
     ) -> None:
         self._arena = arena
         self._fleet = fleet
         self._clients = clients
         self._meters = meters
-        self._handles = handles
         self._send = send
         self._log = log.get("broker")
         self._courier = Courier(clients, meters, send, self.refuse)
@@ -53,6 +51,10 @@ class Effects:
                 self._fleet.links[action.batch.worker].busy += run
             elif type(action) is ev.Refuse:
                 for segment in action.segments:
+                    if segment.twin is not None:
+                        segment.twin.refused(segment)
+                        if segment.client == SHADOW:
+                            continue
                     pieces = [(segment.first, segment.count)]
                     self.refuse(segment.client, pieces, action.error, action.spec.servable.name)
 
@@ -72,7 +74,7 @@ class Effects:
             gather(batch, self._arena.view)
             out = (POOL_ARENA, batch.out_offset, batch.out_bytes)
             items = [[batch.rows, batch.padded, POOL_ARENA, input_fields(batch, spec), out]]
-        link.ring(Bell.RUN, batch.id, self._handles(spec.servable), spec.signature, spec.by_rows, items)
+        link.ring(Bell.RUN, batch.id, spec.servable.life, spec.signature, spec.by_rows, items)
 
     def _in_place(self, link: Link, batch: Batch, piece: Segment) -> list[Any]:
         """A request that runs on its client's own memory; without room there for outputs, these go to the lease."""

@@ -26,7 +26,9 @@ class WorkerState(Enum):
 class Link:
     """One worker. ``loads`` wait for a free place among ``loading``; both hold handles. ``arenas`` are mapped there.
 
-    Times are seconds, memory is bytes. ``deaths`` counts the processes that died under this name.
+    Times are seconds, memory is bytes. ``base`` is what the empty worker had to itself; ``resident`` what each model
+    added, by handle; ``reserved`` what the loads under way may take; ``unloading`` has been told to go.
+    ``deaths`` counts the processes that died under this name.
     """
 
     settings: WorkerSettings
@@ -36,9 +38,13 @@ class Link:
     pid: int = 0
     loads: deque[int] = field(default_factory=deque)
     loading: set[int] = field(default_factory=set)
+    unloading: set[int] = field(default_factory=set)
+    resident: dict[int, int] = field(default_factory=dict)
+    reserved: dict[int, int] = field(default_factory=dict)
     arenas: set[int] = field(default_factory=set)
     rss: int = 0
     unique: int = 0
+    base: int = 0
     busy: float = 0.0
     busy_share: float = 0.0
     deaths: int = 0
@@ -80,9 +86,10 @@ class Fleet:
         self.by_fd[bell.fileno()] = link
         return link
 
-    def ready(self, link: Link) -> None:
-        """The worker may be given batches."""
+    def ready(self, link: Link, pid: int, rss: int, unique: int) -> None:
+        """The worker may be given batches; its memory is that of an empty one."""
         link.state = WorkerState.READY
+        link.pid, link.rss, link.unique, link.base = pid, rss, unique, unique
         self.epoch += 1
 
     def detach(self, link: Link) -> None:
@@ -94,11 +101,10 @@ class Fleet:
         link.bell = None
         link.state = WorkerState.BACKOFF
         link.leaving = False
-        link.pid = link.rss = link.unique = 0
+        link.pid = link.rss = link.unique = link.base = 0
         link.busy_share = 0.0
-        link.loads.clear()
-        link.loading.clear()
-        link.arenas.clear()
+        for held in (link.loads, link.loading, link.unloading, link.resident, link.reserved, link.arenas):
+            held.clear()
 
     def candidates(self) -> list[Link]:
         """Workers that may be given models: all that are, or will be, ready."""

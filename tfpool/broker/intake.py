@@ -7,8 +7,11 @@ from typing import Any
 
 from tfpool.broker.clients import Clients
 from tfpool.broker.gather import check_frames, check_regions
+from tfpool.broker.lobby import Request
 from tfpool.broker.meters import Meters
-from tfpool.broker.resolve import Resolver
+from tfpool.broker.registry import NotLoaded, Version
+from tfpool.broker.resolve import Resolved, Resolver
+from tfpool.broker.taps import Taps
 from tfpool.errors import InvalidArgument, TfpoolError
 from tfpool.scheduler.events import Submit
 from tfpool.scheduler.work import Segment
@@ -20,12 +23,26 @@ Refuse = Callable[[bytes, list[tuple[int, int]], TfpoolError, str], None]
 
 
 class Intake:
-    """The broker's front door. A malformed message is refused whole; a bad request among good ones alone."""
+    """The broker's front door. A malformed message is refused whole; a bad request among good ones alone.
 
-    def __init__(self, resolver: Resolver, clients: Clients, meters: Meters) -> None:
+    ``hit`` is told of every group that reaches a version, ``wake`` that a version which is not in memory is needed.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        clients: Clients,
+        meters: Meters,
+        taps: Taps,
+        hit: Callable[[Version, int], None],
+        wake: Callable[[Version], None],
+    ) -> None:
         self._resolver = resolver
         self._clients = clients
         self._meters = meters
+        self._taps = taps
+        self._hit = hit
+        self._wake = wake
 
     @staticmethod
     def open(frames: list[bytes]) -> tuple[int, Any]:
@@ -42,8 +59,10 @@ class Intake:
         now: float,
         refusal: TfpoolError | None,
         refuse: Refuse,
+        park: Callable[[Version, Request], None],
     ) -> list[Submit]:
-        """The requests of a PREDICT. Those that cannot be admitted are refused one by one through ``refuse``.
+        """The requests of a PREDICT. Those that cannot be admitted are refused one by one through ``refuse``; those
+        that need a version which was never loaded go to ``park``.
 
         Raises InvalidArgument where the message as a whole makes no sense; nothing of it is admitted then.
         """
@@ -57,7 +76,7 @@ class Intake:
             self._meters.malformed += 1
             refuse(client, [(group.first, group.count) for group in groups], error, "")
             return []
-        events = []
+        events: list[Submit] = []
         at = 2
         for key, group in zip(keys, groups, strict=True):
             own = frames[at : at + key.frames] if group.regions is None else None
@@ -66,7 +85,12 @@ class Intake:
             try:
                 if refusal is not None:
                     raise refusal
-                events.append(self._submit(client, key, group, own, now))
+                request = Request(client, key, group, own, now)
+                try:
+                    events += self.admit(request)
+                except NotLoaded as cold:
+                    self._wake(cold.version)
+                    park(cold.version, request)
             except TfpoolError as error:
                 model = key.model if key.model in self._meters.models else ""
                 refuse(client, [(group.first, group.count)], error, model)
@@ -80,11 +104,10 @@ class Intake:
             raise InvalidArgument(f"predict: whole tensors have no rows, got {group.rows}")
         return key
 
-    def _submit(self, client: bytes, key: RequestKey, group: Group, frames: list[bytes] | None, now: float) -> Submit:
+    def admit(self, request: Request) -> list[Submit]:
+        """Resolve a group. Raises a TfpoolError where it cannot be admitted, NotLoaded where it has to wait."""
+        client, key, group, frames, arrived = request
         found = self._resolver.resolve(group.key, key)
-        if found.fixed_rows is not None and group.rows != found.fixed_rows:
-            what, fixed = found.version.key, found.fixed_rows
-            raise InvalidArgument(f"{what}: got {group.rows} rows, expected exactly {fixed}, which the signature fixes")
         if frames is None:
             check_regions(key, group)
             buffers: list[Any] = self._clients.buffers(client, group.regions or ())
@@ -99,8 +122,8 @@ class Intake:
             group.first,
             group.count,
             group.rows or 1,
-            now + group.budget_ms / 1000,
-            now,
+            request.deadline,
+            arrived,
             buffers,
             group.priority,
             0,
@@ -108,7 +131,30 @@ class Intake:
             group.regions,
             group.reply if group.count == 1 else None,
         )
-        return Submit(found.spec, segment)
+        if isinstance(found, Resolved):
+            return self._submit(found, segment, group)
+        submits: list[Submit] = []
+        for part in found.parts.values():
+            self._check_rows(part, group)  # a group is refused whole, or not at all
+        for version, count in found.spreader.apportion(group.count):
+            submits += self._submit(found.parts[version], segment.take(count), group)
+        return submits
+
+    def _submit(self, found: Resolved, segment: Segment, group: Group) -> list[Submit]:
+        version = found.version
+        self._check_rows(found, group)
+        self._hit(version, segment.count)
+        if version.cold:
+            self._wake(version)
+        if self._taps.models and version.key.name in self._taps.models:
+            return self._taps.pass_by(found, segment)
+        return [Submit(found.spec, segment)]
+
+    @staticmethod
+    def _check_rows(found: Resolved, group: Group) -> None:
+        if found.fixed_rows is not None and group.rows != found.fixed_rows:
+            what, fixed = found.version.key, found.fixed_rows
+            raise InvalidArgument(f"{what}: got {group.rows} rows, expected exactly {fixed}, which the signature fixes")
 
     @staticmethod
     def call(body: Any) -> Call:

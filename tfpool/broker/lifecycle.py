@@ -1,260 +1,363 @@
-"""Models come and go: find versions, place them, load and unload them, survive the death of workers."""
+"""Models and their versions: seen on disk, wanted by policy, label or hand, brought to workers and sent away again.
+
+A version that is no longer wanted goes only when one that is wanted serves, unless the model asks for the old one to
+go first. Nothing here waits: what the disk says comes from :class:`~tfpool.repository.watcher.Watcher`, what workers
+say through :class:`~tfpool.broker.residence.Residence`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from tfpool.broker.fleet import Fleet, Link, WorkerState
-from tfpool.broker.registry import Model, Registry, State, Version
-from tfpool.errors import FailedPrecondition, Internal, NotFound, TfpoolError, Unavailable
-from tfpool.placement.planner import Candidate, place
-from tfpool.repository.scan import scan
+from tfpool.broker.lobby import Lobby
+from tfpool.broker.notebook import Notebook
+from tfpool.broker.registry import Goal, Model, Registry, Version
+from tfpool.broker.residence import Residence
+from tfpool.config import merge_batching
+from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
+from tfpool.repository import describe
+from tfpool.repository.describe import Description
+from tfpool.repository.states import State
 from tfpool.repository.versions import aspired
-from tfpool.scheduler import events as ev
-from tfpool.settings import ModelSettings, PoolSettings
+from tfpool.repository.watcher import Done, Roster, Sighting, Watcher
+from tfpool.settings import ModelSettings, PoolSettings, Transition, check_model_name
 from tfpool.telemetry import log
-from tfpool.types import DType, ModelKey, SignatureSpec, TensorSpec
-from tfpool.wire.messages import Bell
 
-MAX_LOAD_DEATHS = 2
+if TYPE_CHECKING:
+    from tfpool.broker.reload import Reload
+
+LONGEST_RETRY_SECONDS = 60.0
 
 
 class Lifecycle:
-    """``decide`` hands an event to the scheduler and performs what it asks for."""
+    """``clock`` gives monotonic seconds. ``residence`` is set by who makes it, for each needs the other.
+
+    ``reload`` is the transaction under way, if there is one.
+    """
+
+    residence: Residence
+    reload: Reload | None = None
 
     def __init__(
-        self, registry: Registry, fleet: Fleet, pool: PoolSettings, decide: Callable[[ev.Event], None]
+        self,
+        registry: Registry,
+        pool: PoolSettings,
+        watcher: Watcher,
+        notebook: Notebook,
+        lobby: Lobby,
+        clock: Callable[[], float],
     ) -> None:
         self._registry = registry
-        self._fleet = fleet
         self._pool = pool
-        self._decide = decide
+        self._watcher = watcher
+        self._notebook = notebook
+        self._lobby = lobby
+        self._clock = clock
+        self._jobs: dict[Future[Any], Callable[[Future[Any]], None]] = {}
+        self._retries: dict[int, Version] = {}
         self._log = log.get("models")
 
     # -- models ------------------------------------------------------------------------------------------------
 
-    def add(self, settings: ModelSettings) -> None:
-        """Take a model in, and load what its policy asks for. A model that has nothing to load says so later."""
-        model = self._registry.add_model(settings)
-        if not settings.preload:
+    def add(self, settings: ModelSettings, from_root: bool = False) -> Model:
+        """Take a model in; its versions follow once they have been seen."""
+        model = self._registry.add_model(self._notebook.over(settings))
+        model.labels = dict(model.settings.labels)
+        model.from_root = from_root
+        self.watch(settings)
+        return model
+
+    def watch(self, settings: ModelSettings) -> None:
+        """Have a model's base path looked at, from now on or again."""
+        self._watcher.watch(settings.name, settings.base_path)
+
+    def remove(self, model: Model) -> None:
+        """Let go of a model: what waits for it is answered, everything else is refused."""
+        name = model.settings.name
+        self._watcher.forget(name)
+        del self._registry.models[name]
+        model.removed = True
+        self._registry.epoch += 1
+        for version in list(model.versions.values()):
+            self.retire(model, version)
+        self._log.info("model.removed", model=name)
+
+    def retire(self, model: Model, version: Version) -> None:
+        """Let a version answer what waits for it, and go for good."""
+        self._registry.retire(model, version)
+        self._retries.pop(version.handle, None)
+        refusal = NotFound(f"{version.key} has been unloaded")
+        self._lobby.refuse(version, refusal)
+        self.residence.drain(version, refusal)
+
+    # -- what the disk says ------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Take in what the watcher has seen."""
+        for seen in self._watcher.seen():
+            if isinstance(seen, Sighting):
+                model = self._registry.models.get(seen.model)
+                if model is not None and seen.base_path == model.settings.base_path:
+                    self._sighted(model, seen)
+            elif isinstance(seen, Roster):
+                self._roster(seen)
+            elif isinstance(seen, Done):
+                self._jobs.pop(seen.future)(seen.future)
+
+    def look_at(self, model: Model) -> int:
+        """Have a base path looked at now; ``model.ticket`` is at least the returned one when that is done."""
+        return self._watcher.look(model.settings.name)
+
+    def ask(self, job: Callable[[], Any], done: Callable[[Future[Any]], None]) -> None:
+        """Have something read from disk; ``done`` is called with the finished future, from :meth:`look`."""
+        self._jobs[self._watcher.ask(job)] = done
+
+    def _sighted(self, model: Model, seen: Sighting) -> None:
+        model.sighted = True
+        model.ticket = max(model.ticket, seen.ticket)
+        model.error = seen.error
+        if seen.error is not None:
+            self._log.warning("model.unseen", model=seen.model, error=seen.error.message)
+            self._registry.epoch += 1
+            return
+        model.found, model.marks = seen.versions, seen.marks
+        for number, version in model.versions.items():
+            known, version.mark = version.mark, seen.marks.get(number, version.mark)
+            if known and known != version.mark:
+                self._changed(version)
+        self.reconcile(model)
+        self._registry.epoch += 1
+
+    def _changed(self, version: Version) -> None:
+        """The files of a version are not what they were."""
+        if version.on and version.state is not State.FAILED:
+            text = "its files have changed; what is loaded stays, a new version number would be served"
+            self._log.warning("model.changed", model=version.key.name, version=version.key.version, note=text)
+            return
+        version.failures = version.deaths = 0
+        version.described = False
+        self._describe(version)
+
+    def _roster(self, roster: Roster) -> None:
+        """Models come and go in the root directory; those named elsewhere are left alone."""
+        if roster.error is not None:
+            self._log.warning("root.unseen", error=roster.error.message)
+            return
+        for name, model in list(self._registry.models.items()):
+            if model.from_root and name not in roster.names:
+                self.remove(model)
+        for name, base_path in roster.names.items():
+            try:
+                if name not in self._registry.models and name not in self._notebook.removed:
+                    defaults = self._notebook.defaults
+                    self.add(ModelSettings(check_model_name(name), base_path, batching=defaults), from_root=True)
+            except TfpoolError as error:
+                self._log.warning("root.ignored", directory=base_path, error=error.message)
+
+    # -- versions ----------------------------------------------------------------------------------------------
+
+    def reconcile(self, model: Model) -> None:
+        """Bring a model's versions in line with what lies on disk and what is wanted of it."""
+        if model.removed or not model.found:
+            return
+        wanted = self.wanted(model)
+        if not wanted:
+            policy = model.settings.version_policy
+            model.error = NotFound(f"{model.settings.base_path}: no version that {policy!r} asks for")
+            return
+        old = [version for number, version in model.versions.items() if number not in wanted]
+        first = model.settings.transition is Transition.RESOURCE
+        if old and (first or self._may_go(model, wanted, old)):
+            for version in old:
+                self.retire(model, version)
+        if not (first and model.leaving):
+            for number in sorted(wanted - model.versions.keys()):
+                self._new(model, number)
+
+    @staticmethod
+    def wanted(model: Model) -> set[int]:
+        """The versions on disk that policy, labels or somebody's hand ask for."""
+        asked = model.labelled() | model.loaded_by_hand
+        return {*aspired(model.settings.version_policy, model.found), *(asked & model.found.keys())}
+
+    @staticmethod
+    def _may_go(model: Model, wanted: set[int], old: list[Version]) -> bool:
+        """Whether nobody would miss old versions: new ones serve, or could as well as they do."""
+        if not any(version.on for version in old):
+            return True
+        new = [model.versions.get(number) for number in wanted]
+        coming = [v for v in new if v is not None and v.settled]
+        able = any(v.state is State.AVAILABLE or v.proven and v.goal is Goal.ON_DEMAND for v in coming)
+        return len(coming) == len(wanted) and able
+
+    def _new(self, model: Model, number: int) -> None:
+        version = self._registry.add_version(model, number, model.found[number])
+        version.mark = model.marks.get(number, "")
+        if model.off or self._notebook.was_unloaded(version):
+            version.goal = Goal.OFF
+        elif number in model.loaded_by_hand:
+            version.goal = Goal.SERVE
+        self._describe(version)
+
+    def _describe(self, version: Version) -> None:
+        self.ask(partial(describe.describe, version.path), partial(self._described, version))
+
+    def _described(self, version: Version, read: Future[Description]) -> None:
+        if version.retired:
             return
         try:
-            found = scan(settings.base_path)
-            numbers = aspired(settings.version_policy, found)
-            if not numbers:
-                raise NotFound(f"{settings.base_path}: no version that {settings.version_policy!r} asks for")
-            for number in numbers:
-                self._start(self._registry.add_version(model, number, found[number]))
+            self.take_description(version, read.result())
         except TfpoolError as error:
-            model.error = error
-            self._log.warning("model.failed", model=settings.name, error=error.message)
+            version.error = error
+            self.failed(version, error, final=False)
+            self._log.warning("model.failed", model=version.key.name, version=version.key.version, error=error.message)
+            return
+        model = self._registry.models[version.key.name]
+        replaces = any(other is not version and other.proven and other.on for other in model.versions.values())
+        version.cold = version.goal is Goal.ON_DEMAND
+        if version.goal is Goal.SERVE or version.urgent or (replaces and version.cold):
+            version.urgent = version.urgent or replaces
+            self.residence.start(version)
+        self._registry.epoch += 1
+        self.reconcile(model)
+
+    @staticmethod
+    def take_description(version: Version, found: Description) -> None:
+        """What the files of a version say. Raises InvalidArgument for batching parameters that make no sense."""
+        version.own_batching = found.batching
+        version.settings = own_settings(version, version.settings)
+        version.foreseen, version.skipped = found.signatures, found.skipped
+        version.fingerprint, version.disk_bytes = found.fingerprint, found.nbytes
+        version.described = True
+        version.error = None
+
+    # -- by hand -----------------------------------------------------------------------------------------------
 
     def load(self, model: Model, number: int | None) -> Version:
         """Begin to load a version (None: the newest on disk); one that is loaded, or about to be, stays.
 
         Raises NotFound where there is no such version on disk.
         """
-        found = scan(model.settings.base_path)
-        number = number if number is not None else max(found)
+        if model.error is not None and not model.found:
+            raise model.error
+        number = number if number is not None else max(model.found)
+        if number not in model.found:
+            have = ", ".join(map(str, sorted(model.found)))
+            raise NotFound(f"{model.settings.base_path} has no version {number}; it has {have}")
+        model.loaded_by_hand.add(number)
+        model.off = False
+        if number not in model.versions:
+            self.reconcile(model)
         version = model.versions.get(number)
-        if version is None:
-            if number not in found:
-                have = ", ".join(map(str, sorted(found)))
-                raise NotFound(f"{model.settings.base_path} has no version {number}; it has {have}")
-            version = self._registry.add_version(model, number, found[number])
-        version.path = found.get(number, version.path)
+        if version is None:  # the one before it has to leave first
+            raise FailedPrecondition(f"{model.settings.name}:{number} waits for older versions to go")
+        version.goal = Goal.SERVE
+        self._notebook.loaded(version)
+        self._registry.epoch += 1
         if version.state is State.FAILED:
-            version.error, version.deaths = None, 0
+            version.error, version.deaths, version.failures = None, 0, 0
             version.on.clear()
-        model.error = None
-        self._start(version)
+        if version.described:
+            self.wake(version)
+        elif version.handle in self._retries:
+            self._retries.pop(version.handle)
+            self._describe(version)
         return version
 
-    def unload(self, version: Version) -> None:
-        """Stop sending a version requests, refuse what waits for it, and have its workers drop it."""
-        gone = NotFound(f"{version.key} has been unloaded")
-        for worker in version.serving():
-            self._decide(ev.Unrouted(version.key, worker))
-        self._decide(ev.ServableGone(version.key, gone))
-        for worker, state in list(version.on.items()):
-            link = self._fleet.links[worker]
-            if state in (State.AVAILABLE, State.LOADING, State.WARMING) and link.up:
-                link.ring(Bell.UNLOAD, version.handle)
-            elif version.handle in link.loads:
-                link.loads.remove(version.handle)
-        self._registry.drop_version(version)
-        self._log.info("model.unloaded", model=version.key.name, version=version.key.version)
+    def unload(self, model: Model, version: Version) -> None:
+        """Take a version out of memory once it has answered what waits for it; only a load brings it back."""
+        version.goal, version.urgent, version.cold = Goal.OFF, False, False
+        model.loaded_by_hand.discard(version.key.version)
+        self._retries.pop(version.handle, None)
+        self._notebook.unloaded(version)
+        self._registry.epoch += 1
+        refusal = NotFound(f"{version.key} has been unloaded")
+        self._lobby.refuse(version, refusal)
+        self.residence.drain(version, refusal)
 
-    def _start(self, version: Version) -> None:
-        """Place a version on as many workers as it wants, and load it there."""
-        candidates = [self._candidate(link) for link in self._fleet.candidates()]
-        held = [w for w, state in version.on.items() if state not in (State.FAILED, State.UNLOADING)]
-        settings = version.settings
-        chosen = place(candidates, held, settings.replicas[0], version.memory_bytes, settings.pin)
-        if not chosen and not held:
-            version.error = Unavailable(f"no worker can take {version.key}")
-            version.on = {link.name: State.FAILED for link in self._fleet.links.values()}
+    def relabel(self, model: Model, settings: ModelSettings) -> None:
+        """Other labels, or another shadow, from this moment on."""
+        model.settings = settings
+        model.labels = dict(settings.labels)
+        self._registry.epoch += 1
+        self.reconcile(model)
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def wake(self, version: Version) -> None:
+        """A request, or somebody, needs a version that may not be in memory."""
+        if not version.serving():
+            self.residence.wake(version)
+
+    # -- how versions fare -------------------------------------------------------------------------------------
+
+    def served(self, version: Version) -> None:
+        self._retries.pop(version.handle, None)
+        self._lobby.open(version)
+        model = self._registry.models.get(version.key.name)
+        if model is not None and not version.staged:
+            self.reconcile(model)
+
+    def failed(self, version: Version, error: TfpoolError, final: bool) -> None:
+        version.failures += 1
+        self._registry.epoch += 1
+        self._lobby.refuse(version, FailedPrecondition(f"{version.key} failed to load: {error.message}"))
+        if not (final or version.staged or version.retired) and version.failures <= self._pool.load_retries:
+            version.retry_at = self._clock() + min(LONGEST_RETRY_SECONDS, 2.0 ** (version.failures - 1))
+            self._retries[version.handle] = version
+        model = self._registry.models.get(version.key.name)
+        if model is not None and not version.staged:
+            self.reconcile(model)
+
+    def gone(self, version: Version) -> None:
+        if not version.retired:
+            self._registry.epoch += 1
             return
-        for name in chosen:
-            version.on[name] = State.PENDING
-            self._fleet.links[name].loads.append(version.handle)
-            self._next_loads(self._fleet.links[name])
+        self._registry.drop(version)
+        model = self._registry.models.get(version.key.name)
+        if model is not None:
+            self.reconcile(model)
 
-    def _candidate(self, link: Link) -> Candidate:
-        held = [v for v in self._registry.versions() if link.name in v.on]
-        return Candidate(link.name, sum(v.memory_bytes or 0 for v in held), len(held), link.settings.memory)
+    # -- time --------------------------------------------------------------------------------------------------
 
-    def _next_loads(self, link: Link) -> None:
-        while link.up and link.loads and len(link.loading) < self._pool.load_concurrency:
-            version = self._registry.by_handle.get(link.loads.popleft())
-            if version is None or not version.step(link.name, "load"):
+    def next_retry(self) -> float:
+        """When a failed load is to be tried again (monotonic seconds; inf: never)."""
+        return min((version.retry_at for version in self._retries.values()), default=float("inf"))
+
+    def step(self, now: float) -> None:
+        """What time, or a finished run, has made possible."""
+        self.residence.step()
+        if self.reload is not None:
+            self.reload.step()
+            if self.reload.over:
+                self.reload = None
+        if self._retries:
+            self._retry(now)
+
+    def _retry(self, now: float) -> None:
+        for version in [v for v in self._retries.values() if v.retry_at <= now]:
+            del self._retries[version.handle]
+            if version.retired or version.goal is Goal.OFF:
                 continue
-            link.loading.add(version.handle)
-            self._log.info("model.loading", model=version.key.name, version=version.key.version, worker=link.name)
-            options = {
-                "stateful": list(version.settings.stateful),
-                "sizes": list(version.settings.batching.allowed_batch_sizes),
-            }
-            link.ring(Bell.LOAD, version.handle, str(version.key), version.path, options)
-
-    # -- what workers say --------------------------------------------------------------------------------------
-
-    def warming(self, link: Link, handle: int) -> None:
-        version = self._registry.by_handle.get(handle)
-        if version is not None:
-            version.step(link.name, "warming")
-
-    def loaded(self, link: Link, handle: int, info: dict[str, Any]) -> None:
-        link.loading.discard(handle)
-        self._next_loads(link)
-        version = self._registry.by_handle.get(handle)
-        if version is None or not version.step(link.name, "loaded"):
-            link.ring(Bell.UNLOAD, handle)  # it was unloaded while it loaded
-            return
-        version.error = None
-        version.deaths = 0
-        version.load_seconds = info["load_seconds"]
-        version.memory_bytes = info["memory_bytes"]
-        version.skipped = info["skipped"]
-        signatures = tuple(_signature(fields) for fields in info["signatures"])
-        if signatures != version.signatures:
-            version.signatures = signatures
-        self._registry.epoch += 1
-        self._decide(ev.Routed(version.key, link.name))
-        self._log.info(
-            "model.available",
-            model=version.key.name,
-            version=version.key.version,
-            worker=link.name,
-            seconds=info["load_seconds"],
-            bytes=info["memory_bytes"],
-        )
-        for signature in version.signatures:
-            if not signature.batchable:
-                self._log.info(
-                    "model.unbatched", model=version.key.name, signature=signature.name, reason=signature.reason
-                )
-
-    def load_failed(self, link: Link, handle: int, error: TfpoolError) -> None:
-        link.loading.discard(handle)
-        self._next_loads(link)
-        version = self._registry.by_handle.get(handle)
-        if version is not None and version.step(link.name, "failed"):
-            self._failed(version, error)
-
-    def _failed(self, version: Version, error: TfpoolError) -> None:
-        version.error = error
-        self._registry.epoch += 1
-        self._log.warning("model.failed", model=version.key.name, version=version.key.version, error=error.message)
-        if not version.serving() and version.state is State.FAILED:
-            message = f"{version.key} failed to load: {error.message}"
-            self._decide(ev.ServableGone(version.key, FailedPrecondition(message)))
-
-    # -- workers come and go -----------------------------------------------------------------------------------
-
-    def joined(self, link: Link) -> None:
-        """A worker is ready: it loads what it should hold."""
-        for version in self._registry.versions():
-            if link.name in version.on and version.on[link.name] is not State.FAILED:
-                version.on[link.name] = State.PENDING
-                link.loads.append(version.handle)
-        self._next_loads(link)
-
-    def lost(self, link: Link) -> None:
-        """A worker died; its replacement will load its models again, but for those that kill it."""
-        for version in self._registry.versions():
-            state = version.on.get(link.name)
-            if state is None or state is State.FAILED:
-                continue
-            version.on[link.name] = State.PENDING
-            if state in (State.LOADING, State.WARMING):
-                version.deaths += 1
-                if version.deaths >= MAX_LOAD_DEATHS:
-                    version.on[link.name] = State.FAILED
-                    self._failed(version, Internal(f"loading {version.path} killed {version.deaths} workers"))
-        self._registry.epoch += 1
-
-    def halted(self, link: Link) -> None:
-        """A worker will not come back: others take its models."""
-        link.state = WorkerState.HALTED
-        self.vacate(link)
-
-    def vacate(self, link: Link) -> None:
-        """Place what a worker holds elsewhere."""
-        for version in self._registry.versions():
-            if version.on.pop(link.name, None) is not None:
-                self._start(version)
-                if version.state is State.FAILED and version.error is not None:
-                    self._failed(version, version.error)
-
-    def vacate_gently(self, link: Link) -> None:
-        """Have others load what a worker serves, while it goes on serving; see :meth:`step_drain`."""
-        link.state = WorkerState.DRAINING
-        for version in self._registry.versions():
-            state = version.on.get(link.name)
-            if state is not None and not [w for w in version.serving() if w != link.name]:
-                del version.on[link.name]
-                self._start(version)
-                version.on[link.name] = state
-
-    def step_drain(self, link: Link, in_flight: Callable[[str, ModelKey], int]) -> bool:
-        """Let go of what others serve by now; True when nothing is left.
-
-        Raises the error of a version that no other worker could load; the worker then keeps it.
-        """
-        for version in self._registry.versions():
-            if link.name not in version.on:
-                continue
-            others = {w: state for w, state in version.on.items() if w != link.name}
-            if State.AVAILABLE in others.values():
-                self._decide(ev.Unrouted(version.key, link.name))
-                if in_flight(link.name, version.key) == 0:
-                    del version.on[link.name]
-                    link.ring(Bell.UNLOAD, version.handle)
-            elif all(state is State.FAILED for state in others.values()):
-                link.state = WorkerState.READY
-                raise version.error or Unavailable(f"no other worker can take {version.key}")
-        return not any(link.name in v.on for v in self._registry.versions())
+            version.error = None
+            if version.described:
+                self.residence.start(version)
+            else:
+                self._describe(version)
 
     def settled(self) -> bool:
-        """Whether every model that shall serve does, or has failed for good."""
-        return all(v.state in (State.AVAILABLE, State.FAILED) for v in self._registry.versions())
+        """Whether every model that shall serve does, is left for later, or has failed."""
+        looked = all(model.sighted for model in self._registry.models.values()) or self._pool.poll_s is None
+        return looked and all(version.settled for version in self._registry.versions())
 
 
-def _signature(fields: dict[str, Any]) -> SignatureSpec:
-    tensors = {side: tuple(_tensor(item) for item in fields[side]) for side in ("inputs", "outputs")}
-    return SignatureSpec(
-        fields["name"],
-        fields["method"],
-        tensors["inputs"],
-        tensors["outputs"],
-        fields["batchable"],
-        fields["mutates"],
-        fields["reason"],
-    )
-
-
-def _tensor(fields: dict[str, Any]) -> TensorSpec:
-    shape = fields["shape"]
-    return TensorSpec(fields["name"], DType(fields["dtype"]), None if shape is None else tuple(shape))
+def own_settings(version: Version, settings: ModelSettings) -> ModelSettings:
+    """The settings of a model, with what lies in a version's directory over them. Raises InvalidArgument."""
+    if not version.own_batching:
+        return settings
+    source = f"{version.path}/batching_params.pbtxt"
+    return replace(settings, batching=merge_batching(settings.batching, version.own_batching, source))

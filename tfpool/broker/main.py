@@ -17,15 +17,25 @@ import zmq
 
 from tfpool.broker import verbs
 from tfpool.broker.bells import Bells
+from tfpool.broker.budget import Budget
 from tfpool.broker.clients import Clients
 from tfpool.broker.effects import Effects
 from tfpool.broker.fleet import Fleet, Link, WorkerState
 from tfpool.broker.intake import Intake
+from tfpool.broker.later import Later, Question
 from tfpool.broker.lifecycle import Lifecycle
+from tfpool.broker.lobby import Lobby, Request
 from tfpool.broker.meters import Meters
+from tfpool.broker.notebook import Notebook
+from tfpool.broker.reading import progress
+from tfpool.broker.recorder import Recorder
 from tfpool.broker.registry import Registry
+from tfpool.broker.residence import Residence
 from tfpool.broker.resolve import Resolver
+from tfpool.broker.shadow import Shadows
+from tfpool.broker.taps import Taps
 from tfpool.errors import InvalidArgument, TfpoolError, Unavailable
+from tfpool.repository.watcher import Watcher
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
 from tfpool.settings import Settings
@@ -72,29 +82,42 @@ class Broker:
         self.fleet = Fleet(settings.workers)
         self.clients = Clients()
         self.meters = Meters()
-        handles = self.registry
-        self.effects = Effects(
-            self._arena,
-            self.fleet,
-            self.clients,
-            self.meters,
-            lambda key: handles.models[key.name].versions[key.version].handle,
-            self._send,
+        self.effects = Effects(self._arena, self.fleet, self.clients, self.meters, self._send)
+        self.notebook = Notebook(settings)
+        self._budget = Budget(self.notebook.footprints, self.notebook.measured)
+        self._watcher = Watcher(settings.pool.poll_s, settings.server.models_root)
+        self._lobby = Lobby(self._admit, self.effects.refuse)
+        self.lifecycle = Lifecycle(
+            self.registry, settings.pool, self._watcher, self.notebook, self._lobby, time.monotonic
         )
-        self.lifecycle = Lifecycle(self.registry, self.fleet, settings.pool, self.decide)
+        self.residence = self.lifecycle.residence = Residence(
+            self.registry,
+            self.fleet,
+            settings.pool,
+            self._budget,
+            self.scheduler,
+            self.decide,
+            self.recycle,
+            self.lifecycle,
+        )
         self._bells = Bells(
             self._arena,
             self.scheduler,
             self.fleet,
             self.clients,
-            self.lifecycle,
+            self.residence,
             self.effects,
             self.decide,
             self._watch,
         )
         self._resolver = Resolver(self.registry)
-        self._intake = Intake(self._resolver, self.clients, self.meters)
-        self._asked: list[tuple[zmq.Socket[bytes], bytes, int, float, verbs.Question]] = []
+        self.recorder = Recorder()
+        self.shadows = Shadows(self.registry, self._resolver)
+        self.taps = Taps(self.recorder, self.shadows)
+        self._intake = Intake(
+            self._resolver, self.clients, self.meters, self.taps, self._budget.hit, self.lifecycle.wake
+        )
+        self._asked: list[tuple[zmq.Socket[bytes], bytes, int, float, Question]] = []
         self._was_lone = False
         self._draining = False
         self._stopped = False
@@ -104,11 +127,11 @@ class Broker:
         self._clients_socket = self._bind(settings.server.listen)
         self._admin_socket = self._bind((settings.server.admin_listen,))
         self._poller = zmq.Poller()
-        for watched in (self._clients_socket, self._admin_socket, control.fileno()):
+        for watched in (self._clients_socket, self._admin_socket, control.fileno(), self._watcher.fileno()):
             self._poller.register(watched, zmq.POLLIN)
 
     def serve(self) -> None:
-        for model in self.settings.models:
+        for model in self.notebook.models():
             self.lifecycle.add(model)
         self.tell(Control.UP)
         gc.collect()
@@ -116,7 +139,7 @@ class Broker:
         gc.set_threshold(50_000, 20, 20)
         next_tick = time.monotonic() + TICK_SECONDS
         while not self._stopped:
-            wake = min(next_tick, self.scheduler.wakeup())
+            wake = min(next_tick, self.scheduler.wakeup(), self._lobby.expiry, self.lifecycle.next_retry())
             for watched, _ in self._poll(wake):
                 if watched is self._clients_socket:
                     self._drain_clients(self._clients_socket, admin=False)
@@ -124,16 +147,21 @@ class Broker:
                     self._drain_clients(self._admin_socket, admin=True)
                 elif watched == self._control.fileno():
                     self._hear_supervisor()
+                elif watched == self._watcher.fileno():
+                    self.lifecycle.look()
                 else:
                     self._bells.hear(self.fleet.by_fd.get(watched))
             now = time.monotonic()
+            self._lobby.expire(now)
             self.effects.perform(self.scheduler.handle(ev.Turn(), now))
+            self.lifecycle.step(now)
             if self._asked:
                 self._answer_asked(now)
             news = (self.registry.epoch, self.fleet.epoch)
             if self._told != news:
                 self._told = news
-                self.tell(Control.PROGRESS, verbs.progress(self))
+                self.models_changed()
+                self.tell(Control.PROGRESS, progress(self))
             if self._draining and self._idle():
                 self._finish()
             if now >= next_tick:
@@ -167,6 +195,13 @@ class Broker:
         with suppress(BrokenPipeError, ConnectionResetError):
             self._control.ring(pack([verb, *fields]))
 
+    def models_changed(self) -> None:
+        """Models, versions or their settings are not what they were."""
+        for name in self.meters.models.keys() - self.registry.models.keys():
+            self.meters.drop(name)
+        self.shadows.refresh()
+        self.taps.refresh()
+
     def recycle(self, link: Link) -> None:
         """Have a worker finish what it was given and be replaced."""
         link.state, link.leaving = WorkerState.DRAINING, True
@@ -195,12 +230,16 @@ class Broker:
         if verb == Verb.PREDICT and not admin:
             now = time.monotonic()
             refusal = Unavailable("the pool is shutting down") if self._draining else None
-            for event in self._intake.predict(client, body, frames, now, refusal, self.effects.refuse):
+            for event in self._intake.predict(
+                client, body, frames, now, refusal, self.effects.refuse, self._lobby.park
+            ):
                 self.effects.perform(self.scheduler.handle(event, now))
         elif verb == Verb.CALL:
             self._call(sock, client, body, admin)
         elif verb == Verb.CANCEL:
-            self.decide(ev.Cancel(client, self._intake.cancelled(body)))
+            ranges = self._intake.cancelled(body)
+            self._lobby.cancel(client, ranges)
+            self.decide(ev.Cancel(client, ranges))
         elif verb == Verb.HELLO:
             self._hello(sock, client, body)
         elif verb == Verb.BYE:
@@ -208,11 +247,20 @@ class Broker:
         else:
             raise InvalidArgument(f"verb: got {verb}, expected one of {', '.join(v.name for v in Verb)}")
 
+    def _admit(self, request: Request) -> None:
+        """Requests that have waited for their model to be loaded."""
+        group = request.group
+        try:
+            for event in self._intake.admit(request):
+                self.decide(event)
+        except TfpoolError as error:
+            self.effects.refuse(request.client, [(group.first, group.count)], error, request.key.model)
+
     def _call(self, sock: zmq.Socket[bytes], client: bytes, body: Any, admin: bool) -> None:
         call = self._intake.call(body)
         try:
             value = verbs.answer(self, call, admin)
-        except verbs.Later as later:
+        except Later as later:
             deadline = time.monotonic() + call.budget_ms / 1000
             self._asked.append((sock, client, call.id, deadline, later.question))
         except TfpoolError as error:
@@ -248,6 +296,7 @@ class Broker:
         self._send([client, encode(Verb.WELCOME, [accepted])], sock)
 
     def _forget(self, client: bytes) -> None:
+        self._lobby.forget(client)
         self.decide(ev.ClientGone(client))
         arena = self.clients.drop(client)
         for link in self.fleet.links.values():
@@ -279,7 +328,7 @@ class Broker:
                         self._bells.hear(link)  # its last words and its end of file may still be unread
                     self.decide(ev.WorkerReaped((fields[0], fields[1])))
                 elif verb == Control.HALTED:
-                    self.lifecycle.halted(self.fleet.links[fields[0]])
+                    self.residence.halted(self.fleet.links[fields[0]])
                 elif verb == Control.DRAIN:
                     self._draining = True
                     self._log.info("broker.draining", rows=self.scheduler.waiting_rows())
@@ -313,6 +362,9 @@ class Broker:
             self._busy_before[link.name] = link.busy
             if link.bell is not None and link.bell.waiting:
                 link.bell.flush()
+        self.recorder.expire(time.monotonic())
+        self.taps.refresh()
+        self.notebook.save()
         for queue in self._resolver.closed:
             self.decide(ev.QueueClosed(queue))
         self._resolver.closed.clear()
@@ -329,6 +381,8 @@ class Broker:
         return sock
 
     def close(self) -> None:
+        self.notebook.close()
+        self._watcher.close()
         self._clients_socket.close()
         self._admin_socket.close()
         self._context.term()

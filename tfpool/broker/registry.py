@@ -1,10 +1,4 @@
-"""Which models there are, which versions of them, and what each worker holds.
-
-A version's state on one worker follows this table; ``lost`` (the worker died) leads back to PENDING from anywhere::
-
-    PENDING --load--> LOADING --warming--> WARMING --loaded--> AVAILABLE --unload--> UNLOADING --unloaded--> (gone)
-                         \\___________________/ \\--failed--> FAILED --load--> LOADING
-"""
+"""Which models there are, which versions of them, and what each worker holds of them."""
 
 from __future__ import annotations
 
@@ -13,64 +7,97 @@ from enum import Enum
 from typing import Any
 
 from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, TfpoolError, Unavailable
-from tfpool.settings import ModelSettings
+from tfpool.repository.states import USEFULNESS, State, Step, following
+from tfpool.settings import Loading, ModelSettings, Split
 from tfpool.types import ModelKey, SignatureSpec
 
 DEFAULT_SIGNATURE = "serving_default"
+_RANK = {state: rank for rank, state in enumerate(USEFULNESS)}
 
 
-class State(Enum):
-    """Of a version on a worker, in rising order of usefulness; a version is as good as its best worker."""
+class Goal(Enum):
+    """What a version is meant to be: loaded, loaded when a request comes, or not before somebody says load."""
 
-    FAILED = "FAILED"
-    UNLOADING = "UNLOADING"
-    PENDING = "PENDING"
-    LOADING = "LOADING"
-    WARMING = "WARMING"
-    AVAILABLE = "AVAILABLE"
+    SERVE = "serve"
+    ON_DEMAND = "on demand"
+    OFF = "off"
 
 
-_ORDER = {state: i for i, state in enumerate(State)}
-_NEXT = {
-    (State.PENDING, "load"): State.LOADING,
-    (State.FAILED, "load"): State.LOADING,
-    (State.LOADING, "warming"): State.WARMING,
-    (State.LOADING, "loaded"): State.AVAILABLE,
-    (State.WARMING, "loaded"): State.AVAILABLE,
-    (State.LOADING, "failed"): State.FAILED,
-    (State.WARMING, "failed"): State.FAILED,
-    (State.PENDING, "failed"): State.FAILED,
-    (State.AVAILABLE, "unload"): State.UNLOADING,
-}
+GOAL_OF = {Loading.PRELOAD: Goal.SERVE, Loading.LAZY: Goal.ON_DEMAND, Loading.EXPLICIT: Goal.OFF}
+
+
+class NotLoaded(Unavailable):
+    """The version that a request means is not in memory, but can be."""
+
+    def __init__(self, version: Version) -> None:
+        super().__init__(f"{version.key} is not loaded yet ({version.state.value})")
+        self.version = version
 
 
 @dataclass(slots=True)
 class Version:
-    """One servable. ``on`` has its state on each worker that holds, loads or should load it; ``handle`` is what
-    workers call it. ``deaths`` counts workers that died while loading it."""
+    """One servable. ``on`` has its state on each worker that holds, loads or should load it.
+
+    ``mark`` changes when its files do, ``fingerprint`` is what sizes are remembered by. ``described`` once the graph
+    has been read, which says what signatures are ``foreseen``, and the version's own batching parameters; ``proven`` once it has served; ``cold`` while no worker holds it and none is to, so that a request
+    must wake it; ``urgent`` when a load may push others out of memory; ``retired`` when it is to go for good;
+    ``staged`` while only a reload knows it. ``deaths`` counts workers that died loading it, ``failures`` its failed
+    loads in a row; ``retry_at`` is when the next try is due (monotonic seconds).
+    """
 
     key: ModelKey
     path: str
-    handle: int
     settings: ModelSettings
+    goal: Goal = Goal.SERVE
     on: dict[str, State] = field(default_factory=dict)
     signatures: tuple[SignatureSpec, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
+    foreseen: tuple[SignatureSpec, ...] = ()
+    own_batching: dict[str, Any] = field(default_factory=dict)
+    mark: str = ""
+    fingerprint: str = ""
+    disk_bytes: int = 0
+    described: bool = False
+    proven: bool = False
+    cold: bool = False
+    urgent: bool = False
+    retired: bool = False
+    staged: bool = False
     error: TfpoolError | None = None
     load_seconds: float | None = None
     memory_bytes: int | None = None
+    peak_bytes: int | None = None
     deaths: int = 0
+    failures: int = 0
+    retry_at: float = 0.0
+
+    @property
+    def handle(self) -> int:
+        """What workers call it."""
+        return self.key.life
 
     @property
     def state(self) -> State:
-        return max(self.on.values(), key=_ORDER.__getitem__, default=State.PENDING)
+        if self.on:
+            return max(self.on.values(), key=_RANK.__getitem__)
+        if self.error is not None:
+            return State.FAILED
+        return State.UNLOADED if self.described and self.goal is not Goal.SERVE else State.NEW
 
-    def step(self, worker: str, what: str) -> bool:
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is going to happen to it by itself, but for another try."""
+        return self.state in (State.AVAILABLE, State.FAILED, State.UNLOADED)
+
+    def step(self, worker: str, step: Step) -> bool:
         """Follow the table; False where it has no such arrow (a late message, say)."""
-        following = _NEXT.get((self.on.get(worker, State.PENDING), what))
-        if following is None:
+        state = self.on.get(worker)
+        after = following(state, step) if state is not None else None
+        if after is None:
             return False
-        self.on[worker] = following
+        self.on[worker] = after
+        if after is State.UNLOADED:
+            del self.on[worker]
         return True
 
     def serving(self) -> list[str]:
@@ -79,10 +106,33 @@ class Version:
 
 @dataclass(slots=True)
 class Model:
+    """``found`` has the versions on disk, and their marks, as last seen; ``sighted`` once they have been looked for.
+
+    ``loaded_by_hand`` are versions outside of the policy that somebody loaded; ``off`` when the whole model was
+    unloaded by hand. ``leaving`` are retired versions whose number another may have by now.
+    """
+
     settings: ModelSettings
-    labels: dict[str, int]
+    labels: dict[str, Split]
     versions: dict[int, Version] = field(default_factory=dict)
+    leaving: list[Version] = field(default_factory=list)
+    found: dict[int, str] = field(default_factory=dict)
+    marks: dict[int, str] = field(default_factory=dict)
+    loaded_by_hand: set[int] = field(default_factory=set)
+    sighted: bool = False
+    off: bool = False
+    from_root: bool = False
+    removed: bool = False
+    ticket: int = 0
     error: TfpoolError | None = None
+
+    def labelled(self) -> set[int]:
+        """Versions that labels, or the shadow, name."""
+        named = {version for split in self.labels.values() for version, _ in split}
+        return named | ({self.settings.shadow[0]} if self.settings.shadow else set())
+
+    def labels_of(self, number: int) -> list[str]:
+        return sorted(label for label, split in self.labels.items() if any(v == number for v, _ in split))
 
 
 class Registry:
@@ -99,16 +149,32 @@ class Registry:
         self.epoch += 1
         return model
 
-    def add_version(self, model: Model, number: int, path: str) -> Version:
+    def make_version(self, settings: ModelSettings, number: int, path: str) -> Version:
+        """A version that workers can be told of; it is not its model's yet."""
         self._handles += 1
-        version = Version(ModelKey(model.settings.name, number), path, self._handles, model.settings)
-        model.versions[number] = self.by_handle[version.handle] = version
+        version = Version(ModelKey(settings.name, number, self._handles), path, settings, GOAL_OF[settings.preload])
+        self.by_handle[version.handle] = version
+        return version
+
+    def add_version(self, model: Model, number: int, path: str) -> Version:
+        version = model.versions[number] = self.make_version(model.settings, number, path)
         self.epoch += 1
         return version
 
-    def drop_version(self, version: Version) -> None:
+    def retire(self, model: Model, version: Version) -> None:
+        """A version gets no further request, and leaves once nothing of it is left."""
+        version.retired = True
+        if model.versions.get(version.key.version) is version:
+            del model.versions[version.key.version]
+        model.leaving.append(version)
+        self.epoch += 1
+
+    def drop(self, version: Version) -> None:
+        """Forget a version that is nowhere any more."""
         self.by_handle.pop(version.handle, None)
-        self.models[version.key.name].versions.pop(version.key.version, None)
+        model = self.models.get(version.key.name)
+        if model is not None and version in model.leaving:
+            model.leaving.remove(version)
         self.epoch += 1
 
     def versions(self) -> list[Version]:
@@ -121,37 +187,64 @@ class Registry:
             raise NotFound(f"no model {name!r}; there are {some_names(self.models)}")
         return found
 
-    def resolve(self, name: str, number: int, label: str) -> Version:
-        """The version a request means: the one it names, its label's, or the newest that serves.
+    def route(self, name: str, number: int, label: str) -> list[tuple[Version, int]]:
+        """The version a request means, or versions and weights where its label is split.
 
-        Raises NotFound, or the error that keeps the version from serving.
+        Raises NotFound, or the error that keeps them from serving.
         """
         model = self.model(name)
         if label:
-            if number:
-                raise InvalidArgument(f"model {name!r}: got both version {number} and label {label!r}, expected one")
-            found = model.labels.get(label)
-            if found is None:
-                raise NotFound(f"model {name!r} has no label {label!r}; it has {some_names(model.labels)}")
-            number = found
+            return self._labelled(model, number, label)
         if number:
-            version = model.versions.get(number)
-            if version is None:
-                raise NotFound(f"model {name!r} has no version {number} loaded; it has {some_names(model.versions)}")
+            return [(self._numbered(model, number), 1)]
+        return [(self._newest(model), 1)]
+
+    def _labelled(self, model: Model, number: int, label: str) -> list[tuple[Version, int]]:
+        name = model.settings.name
+        if number:
+            raise InvalidArgument(f"model {name!r}: got both version {number} and label {label!r}, expected one")
+        split = model.labels.get(label)
+        if split is None:
+            raise NotFound(f"model {name!r} has no label {label!r}; it has {some_names(model.labels)}")
+        usable: list[tuple[Version, int]] = []
+        refusal: TfpoolError | None = None
+        for version, weight in split:
+            try:
+                if weight:
+                    usable.append((self._numbered(model, version), weight))
+            except TfpoolError as error:
+                refusal = FailedPrecondition(f"model {name!r}, label {label!r}: {error.message}")
+        if not usable and refusal is not None:
+            raise refusal
+        return usable
+
+    def _numbered(self, model: Model, number: int) -> Version:
+        version = model.versions.get(number)
+        if version is None:
+            name = model.settings.name
+            if not model.sighted:
+                raise Unavailable(f"model {name!r}: its versions are still being looked for")
+            raise NotFound(f"model {name!r} has no version {number}; it has {some_names(model.versions)}")
+        return _usable(version)
+
+    def _newest(self, model: Model) -> Version:
+        """The newest version, but one before it that has served, while it has not yet."""
+        versions = sorted(model.versions.values(), key=lambda v: v.key.version, reverse=True)
+        able = [v for v in versions if v.state is not State.FAILED and v.goal is not Goal.OFF]
+        proven = [v for v in able if v.proven]
+        for version in proven or able or versions:
             return _usable(version)
-        serving = [v for v in model.versions.values() if v.state is State.AVAILABLE]
-        candidates = serving or list(model.versions.values())
-        if not candidates:
-            raise model.error or Unavailable(f"model {name!r} has no version loaded")
-        return _usable(max(candidates, key=lambda v: v.key.version))
+        name = model.settings.name
+        raise model.error or Unavailable(f"model {name!r} has no version {'' if model.sighted else 'yet: it is new'}")
 
 
 def _usable(version: Version) -> Version:
     if version.state is State.FAILED:
         why = version.error.message if version.error else "unknown"
         raise FailedPrecondition(f"{version.key} failed to load: {why}")
-    if not version.signatures:
-        raise Unavailable(f"{version.key} is not loaded yet ({version.state.value})")
+    if version.goal is Goal.OFF:
+        name, number = version.key.name, version.key.version
+        raise NotFound(f"{version.key} is unloaded; `tfpool load {name}:{number}` loads it")
     return version
 
 

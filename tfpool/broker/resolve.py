@@ -1,4 +1,5 @@
-"""Request key -> queue: which servable and signature is meant, and whether the inputs suit it.
+"""Request key -> queue: which servable and signature is meant, and whether the inputs suit it. A label that is split
+over versions leads to several.
 
 All checks that do not need the tensors' bytes happen here, once a key; the answer is kept by the key's bytes until
 the registry changes.
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tfpool.broker.registry import Registry, Version, signature_index, some_names
+from tfpool.broker.registry import NotLoaded, Registry, Version, signature_index, some_names
 from tfpool.errors import InvalidArgument, TfpoolError
+from tfpool.repository.labels import Spreader
 from tfpool.scheduler.work import BatchPolicy, Input, QueueSpec
 from tfpool.settings import BatchingSettings, ModelSettings
 from tfpool.types import DType, SignatureSpec, TensorSpec, format_shape
@@ -28,6 +30,14 @@ class Resolved:
     fixed_rows: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What the versions of a label make of a key, by version; ``spreader`` says how requests are shared out."""
+
+    spreader: Spreader
+    parts: dict[int, Resolved]
+
+
 class Resolver:
     """Keeps what keys mean. ``closed`` collects queues that nothing leads to any more."""
 
@@ -35,7 +45,7 @@ class Resolver:
         self._registry = registry
         self._epoch = -1
         self._parsed: dict[bytes, RequestKey] = {}
-        self._known: dict[bytes, Resolved | TfpoolError] = {}
+        self._known: dict[bytes, Resolved | Split | TfpoolError] = {}
         self._specs: dict[tuple[object, ...], QueueSpec] = {}
         self._next = 0
         self.closed: list[int] = []
@@ -50,8 +60,8 @@ class Resolver:
             self._parsed[packed] = key
         return key
 
-    def resolve(self, packed: bytes, key: RequestKey) -> Resolved:
-        """Raises NotFound, InvalidArgument, FailedPrecondition or Unavailable."""
+    def resolve(self, packed: bytes, key: RequestKey) -> Resolved | Split:
+        """Raises NotFound, InvalidArgument, FailedPrecondition, Unavailable, or NotLoaded."""
         if self._epoch != self._registry.epoch or len(self._known) >= MAX_KEYS:
             self._known.clear()
             self._epoch = self._registry.epoch
@@ -66,17 +76,31 @@ class Resolver:
             raise found
         return found
 
-    def _resolve(self, key: RequestKey) -> Resolved:
-        version = self._registry.resolve(key.model, key.version, key.label)
+    def _resolve(self, key: RequestKey) -> Resolved | Split:
+        route = self._registry.route(key.model, key.version, key.label)
+        if len(route) == 1:
+            return self._meant(route[0][0], key)
+        parts = {version.key.version: self._meant(version, key) for version, _ in route}
+        return Split(Spreader(tuple((version.key.version, weight) for version, weight in route)), parts)
+
+    def _meant(self, version: Version, key: RequestKey) -> Resolved:
+        if not version.signatures:
+            raise NotLoaded(version)
         index = signature_index(version, key.signature)
         signature = version.signatures[index]
         fixed_rows = check_inputs(f"{version.key}, signature {signature.name!r}", signature, key)
-        spec = self._spec(version, index, signature, key)
-        return Resolved(key, spec, version, fixed_rows)
+        return Resolved(key, self._spec(version, index, signature, key), version, fixed_rows)
+
+    def shadow(self, version: Version, key: RequestKey) -> Resolved | None:
+        """What another version makes of a key; None where it would refuse it."""
+        try:
+            return self._meant(version, key)
+        except TfpoolError:
+            return None
 
     def _spec(self, version: Version, index: int, signature: SignatureSpec, key: RequestKey) -> QueueSpec:
         kinds = tuple((tensor.dtype, tensor.shape) for tensor in key.inputs)
-        identity = (version.handle, index, kinds, key.by_rows, version.signatures)
+        identity = (version.handle, index, kinds, key.by_rows, version.signatures, version.settings)
         spec = self._specs.get(identity)
         if spec is None:
             if len(self._specs) >= MAX_KEYS:

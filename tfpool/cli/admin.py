@@ -19,6 +19,7 @@ from tfpool.cli.options import (
     open_client,
     timeout_option,
 )
+from tfpool.cli.models import states, watching
 from tfpool.cli.output import counted, duration, print_json, size
 
 _STOP_SECONDS = 12.0
@@ -43,7 +44,7 @@ def load(model: ModelRef, connect: str | None, admin: str | None, as_json: bool,
       tfpool load mnist
       tfpool load mnist:3
     """
-    with open_client(connect, admin) as client:
+    with open_client(connect, admin) as client, watching(lambda: states(client, model.name)):
         row = client.load(model.name, model.version, timeout=timeout)
     if as_json:
         print_json(row)
@@ -58,7 +59,8 @@ def load(model: ModelRef, connect: str | None, admin: str | None, as_json: bool,
 def unload(model: ModelRef, connect: str | None, admin: str | None, as_json: bool) -> None:
     """Unload a model, or one version of it.
 
-    Requests that wait for it are refused."""
+    Requests that wait for it are answered first, new ones are refused. It stays unloaded until it is loaded again:
+    new versions on disk, or a restart of the pool with a state file, do not change that."""
     with open_client(connect, admin) as client:
         rows = client.unload(model.name, model.version)
     if as_json:

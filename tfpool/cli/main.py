@@ -7,8 +7,10 @@ import click
 from tfpool import __version__
 from tfpool.cli.admin import drain, load, restart, shutdown, unload
 from tfpool.cli.check import check
+from tfpool.cli.models import add, label, reload, remove, shadow
 from tfpool.cli.predict import predict
 from tfpool.cli.reading import models, queues, wait, workers
+from tfpool.cli.record import record
 from tfpool.cli.serve import serve
 from tfpool.cli.status import status
 from tfpool.cli.top import top
@@ -49,6 +51,7 @@ def main() -> None:
 for command in (
     *(serve, check, wait, predict),
     *(models, status, workers, queues, top),
-    *(load, unload, drain, restart, shutdown),
+    *(load, unload, add, remove, reload, label, shadow, record),
+    *(drain, restart, shutdown),
 ):
     main.add_command(command)

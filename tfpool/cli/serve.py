@@ -13,7 +13,6 @@ import click
 
 from tfpool.cli.options import named_path
 from tfpool.cli.output import counted
-from tfpool.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -49,7 +48,19 @@ def _setting(text: str) -> tuple[str, Any]:
     "--models-root",
     type=click.Path(exists=True, file_okay=False),
     metavar="DIR",
-    help="Every directory in DIR that holds a model, under its own name.",
+    help="Every directory in DIR that holds a model, under its own name, also those that come later.",
+)
+@click.option(
+    "--model-config-file", type=click.Path(), metavar="FILE", help="Models of a TensorFlow Serving model config file."
+)
+@click.option(
+    "--batching-parameters-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="TensorFlow Serving's, in place of [batching].",
+)
+@click.option(
+    "--state-file", type=click.Path(), metavar="FILE", help="Keeps what is changed at run time over restarts."
 )
 @click.option("--listen", multiple=True, metavar="ENDPOINT", help="ipc://PATH or tcp://HOST:PORT.  [repeatable]")
 @click.option("--admin-listen", metavar="ENDPOINT", help="Where admin commands are taken.")
@@ -72,6 +83,9 @@ def serve(
     path: str | None,
     models: tuple[tuple[str, str], ...],
     models_root: str | None,
+    model_config_file: str | None,
+    batching_parameters_file: str | None,
+    state_file: str | None,
     listen: tuple[str, ...],
     admin_listen: str | None,
     workers: int | str | None,
@@ -90,15 +104,18 @@ def serve(
       tfpool serve --model mnist=models/mnist --model half=models/half_plus_two
       tfpool serve --models-root models --workers 4 --memory-budget 8GiB
       tfpool serve -c pool.toml --log-format json
+      tfpool serve --model-config-file models.config --batching-parameters-file batching.config
 
     It ends at SIGTERM, Ctrl-C or 'tfpool shutdown'. Without --listen it is this user's own pool, which every
     command finds by itself. A model that cannot be loaded keeps no other from serving. Once every model serves or
     has failed, one line on stdout says so; the log goes to stderr. A pool that is told to end finishes what waits,
     within 8 seconds; told twice, it ends at once.
     """
-    if not (path or models or models_root):
-        raise click.UsageError("expected models: --model NAME=DIR, --models-root DIR or --config CONFIG.toml")
-    chosen = _models(models, models_root)
+    if not (path or models or models_root or model_config_file or state_file):
+        raise click.UsageError(
+            "expected models: --model NAME=DIR, --models-root DIR, --config CONFIG.toml or --model-config-file FILE"
+        )
+    chosen = _different(models)
     watched = sys.stderr.isatty() and owner_fd is None
     if watched and log_level is None and path is None:
         log_level = "warning"
@@ -108,6 +125,8 @@ def serve(
     from tfpool.supervisor import main as supervisor
 
     overrides: dict[str, Any] = {
+        "models_root": models_root,
+        "state_file": state_file,
         "admin_listen": admin_listen,
         "workers": workers,
         "threads_per_worker": threads_per_worker,
@@ -118,37 +137,27 @@ def serve(
         "log_format": log_format,
         **dict(settings),
     }
-    made = config.build(chosen, file=path, listen=listen, **overrides)
+    made = config.build(
+        chosen,
+        file=path,
+        model_config_file=model_config_file,
+        batching_file=batching_parameters_file,
+        listen=listen,
+        **overrides,
+    )
     status = supervisor.serve(made, _Starting(made, watched), owner_fd)
     if owner_fd is not None:
         _tidy(made)
     ctx.exit(status)
 
 
-def _models(named: tuple[tuple[str, str], ...], root: str | None) -> dict[str, str]:
-    from tfpool.repository.scan import scan
-    from tfpool.settings import check_model_name
-
-    found: dict[str, str] = {}
-    for name in sorted(os.listdir(root)) if root else ():
-        directory = os.path.join(root or "", name)
-        if not os.path.isdir(directory):
-            continue
-        try:
-            scan(directory)
-            found[check_model_name(name)] = directory
-        except NotFound:
-            continue
-        except InvalidArgument as error:
-            click.echo(f"warning: {directory} is left out: a model's name: {error.message}", err=True)
-    if root and not found:
-        raise NotFound(f"{root}: found no directory that holds a model")
+def _different(named: tuple[tuple[str, str], ...]) -> dict[str, str]:
     given: dict[str, str] = {}
     for name, directory in named:
         if name in given:
             raise click.UsageError(f"got --model {name} twice, expected names that differ")
         given[name] = directory
-    return found | given
+    return given
 
 
 def _tidy(settings: Settings) -> None:
@@ -164,6 +173,7 @@ class _Starting:
 
     def __init__(self, settings: Settings, watched: bool) -> None:
         self._endpoint = settings.server.listen[0]
+        self._root = settings.server.models_root
         self._watched = watched
         self._bar: Progress | None = None
         self._ready = False
@@ -176,10 +186,12 @@ class _Starting:
         if self._watched:
             self._draw(settled, state)
         if self._ready:
-            failed = f" ({state['failed']} failed: see tfpool models)" if state["failed"] else ""
+            note = f" ({state['failed']} failed: see tfpool models)" if state["failed"] else ""
+            if self._root and not state["models"]:
+                note = f" (no model in {self._root} yet)"
             serving, workers = counted(state["available"], "model"), counted(state["workers"], "worker")
             with suppress(OSError):  # a pool outlives whoever read its stdout
-                click.echo(f"serving {serving} on {self._endpoint} with {workers}{failed}")
+                click.echo(f"serving {serving} on {self._endpoint} with {workers}{note}")
 
     def _draw(self, settled: int, state: dict[str, int]) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from functools import partial
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial, update_wrapper
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tfpool.client.casting import all_arrays
+from tfpool.client.examples import CLASSIFY, INPUT, REGRESS, Classes, Example, Method, Target, encode
 from tfpool.client.reply import Reply
-from tfpool.client.sync import DEFAULT_TIMEOUT, Client, Inputs, Outputs
+from tfpool.client.sync import Client, Inputs, Outputs
+from tfpool.client.verbs import DEFAULT_TIMEOUT
+from tfpool.errors import TfpoolError
+from tfpool.wire.tensors import Array
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_thread(
+    method: Callable[Concatenate[Client, P], R],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]:
+    """A blocking call of the client, so that it does not hold the loop up."""
+
+    async def run(self: AsyncClient, /, *arguments: P.args, **named: P.kwargs) -> R:
+        return await asyncio.to_thread(method, self._client, *arguments, **named)
+
+    return update_wrapper(run, method)
 
 
 class AsyncClient:
@@ -52,13 +71,75 @@ class AsyncClient:
         outputs: Outputs = await self._result(reply)
         return outputs
 
+    async def classify(
+        self,
+        model: str,
+        examples: Iterable[Example],
+        *,
+        context: Example | None = None,
+        version: int = 0,
+        label: str = "",
+        signature: str = "",
+        timeout: float | None = None,
+    ) -> Classes:
+        """See :meth:`tfpool.Client.classify`."""
+        target = Target(model, version, label, signature)
+        found: Classes = await self._on_examples(CLASSIFY, target, encode(examples, context), timeout)
+        return found
+
+    async def regress(
+        self,
+        model: str,
+        examples: Iterable[Example],
+        *,
+        context: Example | None = None,
+        version: int = 0,
+        label: str = "",
+        signature: str = "",
+        timeout: float | None = None,
+    ) -> Array:
+        """See :meth:`tfpool.Client.regress`."""
+        target = Target(model, version, label, signature)
+        found: Array = await self._on_examples(REGRESS, target, encode(examples, context), timeout)
+        return found
+
+    async def _on_examples(self, method: Method, target: Target, array: Array, timeout: float | None) -> Any:
+        client = self._client
+        try:
+            if (method, target) not in client._checked:
+                await asyncio.to_thread(client._check, method, target, timeout)
+            outputs = await self.predict(inputs={INPUT: array}, timeout=timeout, **target._asdict())
+            return method.read(outputs, len(array))
+        except TfpoolError:
+            client._checked.discard((method, target))
+            raise
+
     async def call(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
-        """Any reading verb; see :class:`tfpool.Client` for them."""
+        """Any reading verb."""
         return await asyncio.to_thread(self._client.call, method, timeout=timeout, **arguments)
 
     async def admin(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Any admin verb."""
         return await asyncio.to_thread(self._client.admin, method, timeout=timeout, **arguments)
+
+    models = _in_thread(Client.models)
+    status = _in_thread(Client.status)
+    metadata = _in_thread(Client.metadata)
+    workers = _in_thread(Client.workers)
+    queues = _in_thread(Client.queues)
+    stats = _in_thread(Client.stats)
+    wait_ready = _in_thread(Client.wait_ready)
+    load = _in_thread(Client.load)
+    unload = _in_thread(Client.unload)
+    add = _in_thread(Client.add)
+    remove = _in_thread(Client.remove)
+    reload = _in_thread(Client.reload)
+    label = _in_thread(Client.label)
+    shadow = _in_thread(Client.shadow)
+    record = _in_thread(Client.record)
+    drain = _in_thread(Client.drain)
+    restart = _in_thread(Client.restart)
+    shutdown = _in_thread(Client.shutdown)
 
     async def _result(self, reply: Reply) -> Any:
         loop = asyncio.get_running_loop()

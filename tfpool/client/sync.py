@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -13,18 +13,21 @@ import numpy as np
 
 from tfpool.client.casting import cast
 from tfpool.client.connection import Connection
+from tfpool.client.examples import CLASSIFY, INPUT, REGRESS, Classes, Example, Method, Target, encode
 from tfpool.client.reply import Reply
-from tfpool.errors import InvalidArgument
+from tfpool.client.verbs import DEFAULT_TIMEOUT, Verbs
+from tfpool.errors import InvalidArgument, TfpoolError
 from tfpool.settings import admin_endpoint_for, default_endpoint, normalize_endpoint
 from tfpool.wire.tensors import Array
 
-DEFAULT_TIMEOUT = 30.0
+_LEAST_TIMEOUT = 0.001
+_CHECKED_KEPT = 1024
 
 Outputs = dict[str, Array]
 Inputs = Mapping[str, Any] | Any
 
 
-class Client:
+class Client(Verbs):
     """Talks to a pool. Safe to use from several threads; after a fork it refuses, make a new one there.
 
     ``endpoint`` is the pool's (default: TFPOOL_ENDPOINT, or this user's default pool), ``admin`` its admin endpoint
@@ -42,6 +45,7 @@ class Client:
         self._connection = Connection(self.endpoint)
         self._admin: Connection | None = None
         self._admin_lock = threading.Lock()
+        self._checked: set[tuple[Method, Target]] = set()
 
     # -- inference ---------------------------------------------------------------------------------------------
 
@@ -105,74 +109,70 @@ class Client:
         connection.push()
         return reply
 
+    def classify(
+        self,
+        model: str,
+        examples: Iterable[Example],
+        *,
+        context: Example | None = None,
+        version: int = 0,
+        label: str = "",
+        signature: str = "",
+        timeout: float | None = None,
+    ) -> Classes:
+        """Classes of tf.Examples: a list of (label, score) for each.
+
+        An example maps features to a value or a list of values (text, bytes, floats, ints or bools), or is a
+        serialized tf.Example; the features of ``context`` are added to every one.
+
+        Raises the errors of :mod:`tfpool.errors`; InvalidArgument where the signature does not classify.
+        """
+        target = Target(model, version, label, signature)
+        found: Classes = self._on_examples(CLASSIFY, target, encode(examples, context), timeout)
+        return found
+
+    def regress(
+        self,
+        model: str,
+        examples: Iterable[Example],
+        *,
+        context: Example | None = None,
+        version: int = 0,
+        label: str = "",
+        signature: str = "",
+        timeout: float | None = None,
+    ) -> Array:
+        """A number for each tf.Example, float32 [n]; see :meth:`classify`."""
+        target = Target(model, version, label, signature)
+        found: Array = self._on_examples(REGRESS, target, encode(examples, context), timeout)
+        return found
+
+    def _on_examples(self, method: Method, target: Target, array: Array, timeout: float | None) -> Any:
+        began = time.monotonic()
+        seconds = self._timeout if timeout is None else _positive(timeout)
+        try:
+            self._check(method, target, seconds)
+            left = max(began + seconds - time.monotonic(), _LEAST_TIMEOUT)
+            return method.read(self.predict(inputs={INPUT: array}, timeout=left, **target._asdict()), len(array))
+        except TfpoolError:
+            self._checked.discard((method, target))  # a new version may differ
+            raise
+
+    def _check(self, method: Method, target: Target, timeout: float | None) -> None:
+        """Ask the pool, once, what a signature is like. Raises InvalidArgument where it is of another kind."""
+        if (method, target) in self._checked:
+            return
+        model, version, label, _ = target
+        method.check(self.call("metadata", model=model, version=version, label=label, timeout=timeout), target)
+        if len(self._checked) >= _CHECKED_KEPT:
+            self._checked.clear()
+        self._checked.add((method, target))
+
     def _cast(self, model: str, inputs: Inputs, version: int, label: str, signature: str, rows: bool) -> Inputs:
         """Plain Python values as arrays of the dtypes that the signature wants."""
         return cast(inputs, rows, lambda: self.metadata(model, version=version, label=label), signature)
 
     # -- control -----------------------------------------------------------------------------------------------
-
-    def models(self) -> list[dict[str, Any]]:
-        """A row for each version of each model: name, version, state, workers, labels, memory_bytes, error ..."""
-        found: list[dict[str, Any]] = self.call("models")
-        return found
-
-    def status(self, model: str) -> list[dict[str, Any]]:
-        """The rows of one model, with its signatures, batching and meters. Raises NotFound."""
-        found: list[dict[str, Any]] = self.call("status", model=model)
-        return found
-
-    def metadata(self, model: str, *, version: int = 0, label: str = "") -> dict[str, Any]:
-        """Name, version and signatures (dtypes and shapes, -1: open) of what a request would reach."""
-        found: dict[str, Any] = self.call("metadata", model=model, version=version, label=label)
-        return found
-
-    def workers(self) -> list[dict[str, Any]]:
-        """A row for each worker: name, pid, state, device, cpus, memory (bytes), busy (0 to 1), models."""
-        found: list[dict[str, Any]] = self.call("workers")
-        return found
-
-    def queues(self) -> list[dict[str, Any]]:
-        """A row for each queue: model, version, signature, rows, oldest_ms, batch_rows_mean."""
-        found: list[dict[str, Any]] = self.call("queues")
-        return found
-
-    def stats(self) -> dict[str, Any]:
-        """Counters and histograms (microseconds) of the pool, its models and workers."""
-        found: dict[str, Any] = self.call("stats")
-        return found
-
-    def wait_ready(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
-        """Return when every model that shall serve does, or has failed; ``failed`` has the rows of those.
-
-        Raises DeadlineExceeded.
-        """
-        found: dict[str, Any] = self.call("ready", timeout=timeout)
-        return found
-
-    def load(self, model: str, version: int | None = None, *, timeout: float = 600.0) -> dict[str, Any]:
-        """Load a version (the newest on disk); returns when it serves. Raises the load's error."""
-        found: dict[str, Any] = self.admin("load", model=model, version=version, timeout=timeout)
-        return found
-
-    def unload(self, model: str, version: int | None = None) -> list[dict[str, Any]]:
-        """Unload one version, or all; what waits for them is refused."""
-        found: list[dict[str, Any]] = self.admin("unload", model=model, version=version)
-        return found
-
-    def drain(self, worker: str, *, timeout: float = 600.0) -> dict[str, Any]:
-        """Have other workers take over what a worker serves; returns when it holds nothing."""
-        found: dict[str, Any] = self.admin("drain", worker=worker, timeout=timeout)
-        return found
-
-    def restart(self, worker: str, *, timeout: float = 600.0) -> dict[str, Any]:
-        """Replace a worker's process; returns when it serves again. Its requests wait meanwhile."""
-        found: dict[str, Any] = self.admin("restart", worker=worker, timeout=timeout)
-        return found
-
-    def shutdown(self) -> dict[str, Any]:
-        """Have the pool finish what waits, and end."""
-        found: dict[str, Any] = self.admin("shutdown")
-        return found
 
     def call(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Any reading verb."""

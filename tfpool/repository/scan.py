@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from tfpool.errors import NotFound
 
-_GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
+GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _MAX_VERSION = 1 << 63
 
 
@@ -15,7 +16,7 @@ def scan(base_path: str) -> dict[int, str]:
 
     ``base_path`` holds numeric version directories (``00000123`` is 123; other names are ignored, and so are
     directories without a graph, which are still being written), or is itself a SavedModel: then {1: base_path}.
-    Raises NotFound when it does not exist or holds no version.
+    Raises NotFound when it does not exist, cannot be read or holds no version that can be.
     """
     try:
         names = sorted(os.listdir(base_path))
@@ -23,30 +24,31 @@ def scan(base_path: str) -> dict[int, str]:
         raise NotFound(f"{base_path}: no such directory") from None
     except NotADirectoryError:
         raise NotFound(f"{base_path}: got a file, expected a directory of versions or a SavedModel") from None
-    except OSError as error:
-        raise NotFound(f"{base_path}: cannot be read: {error.strerror}") from None
-    if _holds_graph(base_path):
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise NotFound(f"{base_path}: cannot be read: {_reason(error)}") from None
+    if any(name in names and _unready(base_path, name) is None for name in GRAPHS):
         return {1: base_path}
     found: dict[int, str] = {}
-    unready = []
+    unready: dict[str, str] = {}
     for name in names:
-        version = _version(name)
-        directory = os.path.join(base_path, name)
-        if version is None or not os.path.isdir(directory):
+        number = version_of(name)
+        if number is None:
             continue
-        if _holds_graph(directory):
-            found.setdefault(version, directory)
-        else:
-            unready.append(name)
+        directory = os.path.join(base_path, name)
+        problem = _unready(directory)
+        if problem is None:
+            found.setdefault(number, directory)
+        elif problem:
+            unready[name] = problem
     if found:
         return dict(sorted(found.items()))
     if unready:
-        raise NotFound(f"{base_path}: no saved_model.pb in {_some(unready)}")
+        raise NotFound(f"{base_path}: {_some([f'{problem} {name}' for name, problem in unready.items()])}")
     seen = f"found {_some(names)}" if names else "it is empty"
     raise NotFound(f"{base_path}: expected version directories (1, 2, ...) or saved_model.pb; {seen}")
 
 
-def _version(name: str) -> int | None:
+def version_of(name: str) -> int | None:
     """The version a directory's name says; 0 is none, for requests say it when they mean the newest."""
     if not (name.isascii() and name.isdecimal()) or len(name) > 64:
         return None
@@ -54,8 +56,23 @@ def _version(name: str) -> int | None:
     return version if 0 < version < _MAX_VERSION else None
 
 
-def _holds_graph(directory: str) -> bool:
-    return any(os.path.isfile(os.path.join(directory, name)) for name in _GRAPHS)
+def _unready(directory: str, *names: str) -> str | None:
+    """Why ``directory`` holds no graph of one of ``names``; None when it does, "" when it is no directory at all."""
+    for name in names or GRAPHS:
+        try:
+            if stat.S_ISREG(os.stat(os.path.join(directory, name)).st_mode):
+                return None
+        except FileNotFoundError:
+            continue
+        except NotADirectoryError:
+            return ""
+        except OSError as error:
+            return f"{_reason(error)}:"
+    return "no saved_model.pb in" if os.path.isdir(directory) else ""
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 def _some(names: list[str]) -> str:

@@ -92,6 +92,10 @@ class Scheduler:
             return 0
         return sum(1 for b in found.batches.values() if servable is None or b.spec.servable == servable)
 
+    def waiting(self, servable: ModelKey) -> int:
+        """Rows of a servable that wait."""
+        return sum(queue.rows for queue in self.backlog.of_servable(servable))
+
     def waiting_rows(self) -> int:
         return sum(queue.rows for queue in self.backlog.waiting())
 

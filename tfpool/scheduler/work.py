@@ -70,6 +70,7 @@ class Segment:
     ``start`` is the index of the first request in the buffers, which the scheduler never looks into. ``payload``
     has, per text input, where the bytes of each row end. With a ``join``, the requests are the single rows of one
     large request, and ``first`` counts its rows. ``limit``: at most so many rows in this one's batch (0: any).
+    ``twin`` is whoever compares the answers with those of a copy; the scheduler only carries it along.
     """
 
     client: bytes
@@ -87,6 +88,7 @@ class Segment:
     join: Join | None = None
     deaths: int = 0
     limit: int = 0
+    twin: Any = None
 
     def take(self, count: int) -> Segment:
         """Cut the first ``count`` requests off."""
@@ -106,6 +108,7 @@ class Segment:
             self.join,
             self.deaths,
             self.limit,
+            self.twin,
         )
         self.first += count
         self.start += count

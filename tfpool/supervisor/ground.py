@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import tempfile
 from contextlib import suppress
 
 from tfpool.errors import FailedPrecondition, PermissionDenied
@@ -21,6 +22,7 @@ class Claim:
         this user's alone, InvalidArgument for an endpoint that would be exposed.
         """
         self._locks: list[tuple[str, int]] = []
+        self._scratch = ""
         try:
             for endpoint in (*server.listen, server.admin_listen):
                 check_exposure(endpoint, server.insecure)
@@ -30,7 +32,18 @@ class Claim:
             self.release()
             raise
 
+    def scratch(self) -> str:
+        """A path where the pool may note, for as long as it runs, what a new broker has to know of the one before."""
+        directory = os.path.dirname(self._locks[0][0]) if self._locks else tempfile.gettempdir()
+        self._scratch = os.path.join(directory, f"tfpool-{os.getpid()}.state")
+        with suppress(OSError):
+            os.unlink(self._scratch)
+        return self._scratch
+
     def release(self) -> None:
+        if self._scratch:
+            with suppress(OSError):
+                os.unlink(self._scratch)
         for lock, fd in self._locks:
             for path in (lock.removesuffix(".lock"), lock):  # ZeroMQ leaves its sockets behind
                 with suppress(OSError):

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfpool.settings import Settings, WorkerSettings
@@ -51,6 +51,8 @@ def serve(settings: Settings, watch: Watch | None = None, owner: int | None = No
     log.configure("supervisor", settings.server.log_level, settings.server.log_format)
     claim = Claim(settings.server)
     try:
+        if settings.server.state_file is None:
+            settings = replace(settings, server=replace(settings.server, state_file=claim.scratch()))
         return Supervisor(settings, watch, owner).run()
     finally:
         claim.release()

@@ -23,6 +23,8 @@ import numpy as np
 
 from tfpool.client.sync import Client
 from tfpool.errors import FailedPrecondition, InvalidArgument, TfpoolError
+from tfpool.repository import describe
+from tfpool.repository.describe import Description
 from tfpool.settings import BatchingSettings, ModelSettings, PoolSettings, ServerSettings, Settings, WorkerSettings
 from tfpool.types import DType, Shape, SignatureSpec, TensorSpec, numpy_dtype
 from tfpool.worker import executor, loader, main, warmup
@@ -46,12 +48,18 @@ def run(sock: socket.socket, name: str, load_concurrency: int = 1) -> None:
 
 
 def install() -> None:
-    """Have the workers of this process, and of those that it forks, load numpy functions."""
+    """Have this process, and those that it forks, serve numpy functions: their directories hold no graph."""
+    describe.describe = _describe
     loader.session_config = lambda threads, gpu_memory: None
     loader.start_runtime = lambda config: None
     loader.load = load
     loader.explain = vars(executor)["explain"] = explain
     warmup.warm = lambda loaded, sizes: None
+
+
+def _describe(directory: str, tags: Sequence[str] = ()) -> Description:
+    """A version directory without a graph to read."""
+    return Description((), {}, {}, *describe.fingerprint(directory))
 
 
 def explain(error: Exception, what: str) -> TfpoolError:

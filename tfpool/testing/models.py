@@ -123,6 +123,49 @@ def make_dtypes(directory: str) -> str:
     return _save(directory, "dtypes", signatures)
 
 
+def make_examples(directory: str) -> str:
+    """Serialized tf.Examples ``inputs`` [?] with the features x [3] of floats, word (default "none") and n (default 0).
+
+    ``serving_default``: classes ["sum", "n", word] and scores [sum of x, n, length of word], [?, 3] both; ``scores`` and
+    ``classes`` one of them. ``regress``: outputs [?, 1], sum of x and n; ``regress_flat``: the same as [?].
+    ``predict``: the same as y [?], which is neither.
+    """
+    import tensorflow as tf
+
+    features = {
+        "x": tf.io.FixedLenFeature([3], tf.float32),
+        "word": tf.io.FixedLenFeature([], tf.string, "none"),
+        "n": tf.io.FixedLenFeature([], tf.int64, 0),
+    }
+
+    def parse(inputs: Any) -> tuple[Any, Any, Any]:
+        parsed = tf.io.parse_example(inputs, features)
+        return tf.reduce_sum(parsed["x"], axis=1), tf.cast(parsed["n"], tf.float32), parsed["word"]
+
+    def classes(inputs: Any) -> Any:
+        _, _, word = parse(inputs)
+        return tf.stack([tf.fill(tf.shape(word), "sum"), tf.fill(tf.shape(word), "n"), word], axis=1)
+
+    def scores(inputs: Any) -> Any:
+        total, n, word = parse(inputs)
+        return tf.stack([total, n, tf.cast(tf.strings.length(word), tf.float32)], axis=1)
+
+    def value(inputs: Any) -> Any:
+        total, n, _ = parse(inputs)
+        return total + n
+
+    runs: dict[str, Callable[[Any], dict[str, Any]]] = {
+        "serving_default": lambda inputs: {"classes": classes(inputs), "scores": scores(inputs)},
+        "scores": lambda inputs: {"scores": scores(inputs)},
+        "classes": lambda inputs: {"classes": classes(inputs)},
+        "regress": lambda inputs: {"outputs": value(inputs)[:, tf.newaxis]},
+        "regress_flat": lambda inputs: {"outputs": value(inputs)},
+        "predict": lambda inputs: {"y": value(inputs)},
+    }
+    signatures = {name: _function(run, inputs=((None,), tf.string)) for name, run in runs.items()}
+    return _save(directory, "examples", signatures)
+
+
 def make_slow(directory: str, seconds: float = 0.5) -> str:
     """y = x on x [?], after burning a CPU for ``seconds``, whatever the batch."""
     import tensorflow as tf
@@ -225,6 +268,7 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "counter": make_counter,
     "mixes_rows": make_mixes_rows,
     "dtypes": make_dtypes,
+    "examples": make_examples,
     "slow": make_slow,
     "crash": make_crash,
     "mobilenet_v2": make_mobilenet_v2,

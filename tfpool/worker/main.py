@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -38,6 +38,8 @@ class Worker:
         self._executor = Executor()
         self._servables: dict[int, Servable] = {}
         self._loads = ThreadPoolExecutor(boot.load_concurrency, "load")
+        self._loading: dict[int, Future[None]] = {}
+        self._meter = memory.Meter()
         self._stopped = threading.Event()
         self._log = log.get("worker")
         gpu_memory = boot.memory if boot.device != "cpu" else None
@@ -56,9 +58,11 @@ class Worker:
                 if verb == Bell.RUN:
                     self._run(*fields)
                 elif verb == Bell.LOAD:
-                    self._loads.submit(self._load, *fields)
+                    self._loading[fields[0]] = self._loads.submit(self._load, *fields)
                 elif verb == Bell.UNLOAD:
-                    self._loads.submit(self._unload, self._servables.pop(fields[0], None), *fields)
+                    handle = fields[0]
+                    servable, loading = self._servables.pop(handle, None), self._loading.pop(handle, None)
+                    self._loads.submit(self._unload, servable, loading, handle)
                 elif verb in (Bell.ATTACH, Bell.MAP):
                     self._executor.attach(fields[0], heard[1][0], fields[1])
                 elif verb == Bell.UNMAP:
@@ -92,35 +96,44 @@ class Worker:
                 os.close(outcome.spilled)
 
     def _load(self, handle: int, name: str, path: str, options: dict[str, Any]) -> None:
-        before = memory.unique()
-        clock = memory.Stopwatch()
+        begun = self._meter.begin()
         try:
             loaded = loader.load(path, self._config, options["stateful"])
             self._say(Bell.WARMING, handle)
-            warmup.warm(loaded, options["sizes"])
+            if options.get("warm_up", True):
+                warmup.replay(loaded, path)
+                warmup.warm(loaded, options["sizes"])
+            else:
+                warmup.warm(loaded, ())
         except Exception as error:
             failure = loader.explain(error, path)
             self._log.warning("load.failed", model=name, path=path, error=failure.message)
+            del error
             memory.trim()
+            self._meter.end(begun)
             self._say(Bell.LOAD_FAILED, handle, int(failure.code), failure.message[:4096])
             return
         self._servables[handle] = Servable(name, loaded)
-        after = memory.unique()
+        took = self._meter.end(begun)
         info = {
-            "load_seconds": clock.seconds(),
-            "memory_bytes": max(0, after - before),
+            "load_seconds": took.seconds,
+            "memory_bytes": took.unique,
+            "peak_bytes": took.resident,
             "signatures": [asdict(s.spec) for s in loaded.signatures],
             "skipped": loaded.skipped,
         }
         self._say(Bell.LOADED, handle, info)
-        self._say(Bell.GAUGE, memory.resident(), after)
+        self._say(Bell.GAUGE, memory.resident(), memory.unique())
 
-    def _unload(self, servable: Servable | None, handle: int) -> None:
+    def _unload(self, servable: Servable | None, loading: Future[None] | None, handle: int) -> None:
+        """Close a model, after its load if that is still under way; ``servable`` is no longer asked by then."""
+        if loading is not None:
+            loading.exception()
+        servable = servable or self._servables.pop(handle, None)
         if servable is not None:
             servable.loaded.close()
             memory.trim()
-        self._say(Bell.UNLOADED, handle)
-        self._say(Bell.GAUGE, memory.resident(), memory.unique())
+        self._say(Bell.UNLOADED, handle, memory.resident(), memory.unique())
 
     def _report(self) -> None:
         while not self._stopped.wait(_GAUGE_SECONDS):

@@ -1,4 +1,5 @@
-"""Warm a model up on inputs made from its signatures, and prove on the way whether rows may share a batch.
+"""Warm a model up: on the requests that lie beside it, and on inputs made from its signatures; the latter prove
+whether rows may share a batch.
 
 A signature batches only where every input and output leaves its first dimension open, and where three different
 rows, run together, give what each of them gives alone. A model that mixes rows (a mean over the batch, say), draws
@@ -7,14 +8,20 @@ random numbers or cannot be run on made-up inputs is served one request at a tim
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from tfpool.errors import InvalidArgument, from_code
+from tfpool.repository import warmup_file
+from tfpool.repository.warmup_file import Sample
 from tfpool.types import DType, SignatureSpec, TensorSpec, numpy_dtype
+from tfpool.worker import loader
 from tfpool.worker.loader import Loaded, Signature, with_batching
 
+DEFAULT_SIGNATURE = "serving_default"
 PROOF_ROWS = 3
 _OPEN_DIMS = (1, 8, 32, 128)
 _TEXTS = (b"warm", b"up", b"tfpool")
@@ -28,6 +35,49 @@ def warm(loaded: Loaded, sizes: Iterable[int]) -> None:
             rows = _made_up(signature.spec, PROOF_ROWS, _working_dim(signature))
             for size in sizes:
                 signature.call(*_tile(signature, rows, size))
+
+
+def replay(loaded: Loaded, directory: str) -> bool:
+    """Run each request of the model's warm-up file once; whether there is one.
+
+    Raises the error of the first that fails, with the file and the record's number.
+    """
+    path = warmup_file.path_in(directory)
+    if not os.path.exists(path):
+        return False
+    by_name = {signature.spec.name: signature for signature in loaded.signatures}
+    for number, samples in enumerate(warmup_file.read(path), 1):
+        for sample in samples:
+            name = sample.signature or DEFAULT_SIGNATURE
+            try:
+                if name not in by_name:
+                    raise InvalidArgument(f"got signature {name!r}, expected one of {', '.join(by_name)}")
+                signature = by_name[name]
+                signature.call(*_feeds(signature.spec, sample))
+            except Exception as error:  # anything the model's own operations may raise
+                failure = loader.explain(error, f"signature {name!r}")
+                raise from_code(failure.code, f"{path}, record {number}: {failure.message}") from None
+    return True
+
+
+def _feeds(spec: SignatureSpec, sample: Sample) -> list[np.ndarray[Any, Any]]:
+    if sample.examples is not None:
+        if len(spec.inputs) != 1 or spec.inputs[0].dtype is not DType.STRING:
+            got = "; ".join(map(str, spec.inputs))
+            raise InvalidArgument(
+                f"signature {spec.name!r} takes {got or 'no input'}; for tf.Examples it must take one string tensor"
+            )
+        return [sample.examples]
+    if set(sample.inputs) != {tensor.name for tensor in spec.inputs}:
+        wanted = ", ".join(tensor.name for tensor in spec.inputs)
+        raise InvalidArgument(
+            f"signature {spec.name!r}: got inputs {', '.join(sorted(sample.inputs)) or 'none'}, expected {wanted}"
+        )
+    for tensor in spec.inputs:
+        got_dtype = sample.inputs[tensor.name].dtype
+        if got_dtype != numpy_dtype(tensor.dtype):
+            raise InvalidArgument(f"signature {spec.name!r}: got {got_dtype} for input {tensor}")
+    return [sample.inputs[tensor.name] for tensor in spec.inputs]
 
 
 def prove(signature: Signature) -> str:

@@ -1,0 +1,115 @@
+"""Memory of the workers: what a load will take, whether there is room for it, and what it would have to push out.
+
+A worker's budget bounds the bytes that it has to itself. Sizes are measured at every load and remembered by what the
+files look like, so that a guess from the disk serves once in a model's life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
+
+from tfpool.broker.fleet import Link
+from tfpool.broker.registry import Version
+from tfpool.errors import ResourceExhausted
+from tfpool.placement.eviction import Gdsf
+from tfpool.repository.memo import Footprint
+
+GUESS_FACTOR = 4
+GUESS_BYTES = 8 << 20
+
+
+class Budget:
+    """``footprints`` are those remembered, by fingerprint; ``remember`` takes what is learnt."""
+
+    def __init__(self, footprints: dict[str, Footprint], remember: Callable[[str, Footprint], None]) -> None:
+        self._footprints = footprints
+        self._remember = remember
+        self._gdsf = Gdsf()
+
+    def hit(self, version: Version, requests: int) -> None:
+        """A version has been asked for."""
+        self._gdsf.hit(version.handle, requests)
+
+    def expected(self, version: Version) -> Footprint | None:
+        """What loading it took the last time, or None if it was never measured."""
+        return self._footprints.get(version.fingerprint)
+
+    def need(self, link: Link, version: Version) -> int:
+        """Bytes to reserve for a load: the peak as measured, or a guess that leaves the worker a chance to measure."""
+        known = self.expected(version)
+        if known is not None:
+            return known.peak
+        guess = GUESS_FACTOR * version.disk_bytes + GUESS_BYTES
+        return guess if link.settings.memory is None else min(guess, link.settings.memory - link.base)
+
+    def impossible(self, link: Link, version: Version) -> ResourceExhausted | None:
+        """Why a worker can never hold a version, however empty it is; None where it can."""
+        if link.settings.memory is None:
+            return None
+        known = self.expected(version)
+        takes = known.peak if known else version.disk_bytes
+        if link.base + takes <= link.settings.memory:
+            return None
+        how = "was measured to take" if known else "has files of"
+        return ResourceExhausted(
+            f"{version.key} {how} {_mib(takes)}; worker {link.name} has {_mib(link.settings.memory - link.base)} "
+            f"for models (a budget of {_mib(link.settings.memory)}, {_mib(link.base)} of it its own)"
+        )
+
+    def missing(self, link: Link, version: Version, guess: bool = True) -> int:
+        """Bytes that are lacking before a version can be loaded; 0 or less where there is room.
+
+        One that was never measured is taken to need as much as one may guess, or only what its files have.
+        """
+        if link.settings.memory is None:
+            return 0
+        least = not guess and self.expected(version) is None
+        need = version.disk_bytes if least else self.need(link, version)
+        return self._committed(link) + need - link.settings.memory
+
+    def excess(self, link: Link) -> int:
+        """Bytes over the budget that a worker holds."""
+        return self._committed(link) - link.settings.memory if link.settings.memory is not None else 0
+
+    def leaving(self, link: Link) -> int:
+        """Bytes that unloads under way will give back."""
+        return sum(link.resident.get(handle, 0) for handle in link.unloading)
+
+    def victims(self, missing: int, idle: Iterable[Version]) -> list[Version]:
+        """Which of the idle versions of a worker should go to make room; none where all together do not suffice."""
+        by_handle: dict[Hashable, Version] = {version.handle: version for version in idle}
+        return [by_handle[handle] for handle in self._gdsf.victims(missing, by_handle)]
+
+    def admitted(self, link: Link, version: Version, found: Footprint) -> None:
+        """A version has been loaded, and measured."""
+        link.reserved.pop(version.handle, None)
+        link.resident[version.handle] = found.nbytes
+        self._remember(version.fingerprint, found)
+        self._gdsf.admit(version.handle, max(1, found.nbytes), found.load_seconds)
+
+    def released(self, link: Link, handle: int, evicted: bool) -> None:
+        """A version has left a worker."""
+        link.reserved.pop(handle, None)
+        link.resident.pop(handle, None)
+        if evicted:
+            with suppress(KeyError):  # it was never loaded to the end, or another replica of it has left before
+                self._gdsf.evicted(handle)
+        else:
+            self._gdsf.forget(handle)
+
+    def forget(self, version: Version) -> None:
+        """A version will not come back."""
+        self._gdsf.forget(version.handle)
+
+    def residue(self, link: Link) -> int:
+        """Bytes that a worker has beyond those of its base and its models."""
+        return link.unique - link.base - sum(link.resident.values())
+
+    def _committed(self, link: Link) -> int:
+        held = max(link.unique, link.base + sum(link.resident.values()))
+        return held + sum(link.reserved.values())
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / (1 << 20):.1f} MiB"

@@ -1,0 +1,130 @@
+"""The verbs that only look: models, status, metadata, workers, queues, stats, ready, progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tfpool.broker import rows
+from tfpool.broker.fleet import WorkerState
+from tfpool.broker.later import soon
+from tfpool.repository.states import State
+
+if TYPE_CHECKING:
+    from tfpool.broker.main import Broker
+
+
+def models(broker: Broker) -> list[dict[str, Any]]:
+    """A row for each version of each model."""
+    found = broker.registry.models
+    return [row for name in sorted(found) for row in rows.model_rows(found[name])]
+
+
+def status(broker: Broker, model: str) -> list[dict[str, Any]]:
+    """The rows of one model, with signatures and meters."""
+    found = broker.registry.model(model)
+    return rows.detailed_rows(found, broker.meters.model(model).snapshot(), broker.shadows.meter(model))
+
+
+def metadata(broker: Broker, model: str, version: int = 0, label: str = "") -> dict[str, Any]:
+    """The signatures of the version that a request would reach, loaded or not."""
+
+    def question() -> dict[str, Any] | None:
+        found = broker.registry.route(model, version, label)[0][0]
+        if not (found.signatures or found.described):
+            return None
+        specs = found.signatures or found.foreseen
+        return {"name": found.key.name, "version": found.key.version, "signatures": rows.signatures(specs)}
+
+    answer: dict[str, Any] = soon(question)
+    return answer
+
+
+def workers(broker: Broker) -> list[dict[str, Any]]:
+    versions = broker.registry.versions()
+    return [rows.worker_row(link, versions) for link in broker.fleet.links.values()]
+
+
+def queues(broker: Broker) -> list[dict[str, Any]]:
+    """A row for each queue that something waits in, or that has been used."""
+    now = time.monotonic()
+    found = []
+    for queue in broker.scheduler.backlog.queues.values():
+        spec = queue.spec
+        version = broker.registry.by_handle.get(spec.servable.life)
+        if version is None:
+            continue
+        arrived = queue.segments[0].arrived if queue.segments else None
+        found.append(
+            {
+                "model": spec.servable.name,
+                "version": spec.servable.version,
+                "signature": version.signatures[spec.signature].name,
+                "shapes": [list(item.shape) for item in spec.inputs],
+                "rows": queue.rows,
+                "oldest_ms": 0.0 if arrived is None else round((now - arrived) * 1000, 3),
+                "batch_rows_mean": round(broker.meters.model(spec.servable.name).batch_rows.mean, 2),
+            }
+        )
+    return found
+
+
+def stats(broker: Broker) -> dict[str, Any]:
+    """Counters and histograms of the pool, its models and workers."""
+    layout = broker.scheduler.layout
+    return {
+        "uptime_seconds": round(time.monotonic() - broker.started, 3),
+        "messages": broker.meters.messages,
+        "malformed": broker.meters.malformed,
+        "unroutable": broker.meters.unroutable,
+        "waiting_rows": broker.scheduler.waiting_rows(),
+        "broker_cpu_seconds": time.process_time(),
+        "evictions": broker.residence.evictions,
+        "loads": broker.residence.loads,
+        "shm": {
+            "budget": layout.capacity,
+            "leased": layout.leased_bytes,
+            "quarantined": layout.quarantined_bytes,
+            "client_arenas": len(broker.clients.peers),
+        },
+        "models": {name: meter.snapshot() for name, meter in sorted(broker.meters.models.items())},
+        "workers": workers(broker),
+    }
+
+
+def ready(broker: Broker) -> dict[str, Any]:
+    """Answers when every model that shall serve does, or has failed."""
+
+    def question() -> dict[str, Any] | None:
+        links = broker.fleet.links.values()
+        if broker.lifecycle.settled() and all(link.up or link.state is WorkerState.HALTED for link in links):
+            failed = [row for row in models(broker) if row["state"] == State.FAILED.value]
+            return {"models": len(broker.registry.models), "failed": failed}
+        return None
+
+    answer: dict[str, Any] = soon(question)
+    return answer
+
+
+def progress(broker: Broker) -> dict[str, Any]:
+    """How far start-up, or a reload, is, without waiting."""
+    versions = broker.registry.versions()
+    states = [version.state for version in versions]
+    lacking = [model for model in broker.registry.models.values() if not model.versions]
+    failed = sum(model.error is not None for model in lacking)
+    reload = broker.lifecycle.reload
+    return {
+        "models": len(states) + len(lacking),
+        "available": sum(s is State.AVAILABLE for s in states),
+        "unloaded": sum(s is State.UNLOADED for s in states),
+        "failed": sum(s is State.FAILED for s in states) + failed,
+        "workers": len(broker.fleet.links),
+        "workers_ready": sum(link.up for link in broker.fleet.links.values()),
+        "reload": reload.progress() if reload is not None else None,
+    }
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    verb.__name__: verb for verb in (models, status, metadata, workers, queues, stats, ready, progress)
+}

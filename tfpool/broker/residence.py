@@ -1,0 +1,405 @@
+"""Versions on workers: placed, loaded when there is room, drained, unloaded; and what the end of a worker means.
+
+A load waits at its worker until there is memory for it. One that a request or a person asks for pushes idle models
+out; one that is merely preloaded does not: it stays out until a request comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tfpool.broker.budget import Budget
+from tfpool.broker.fleet import Fleet, Link, WorkerState
+from tfpool.broker.registry import Goal, Registry, Version
+from tfpool.errors import Internal, NotFound, TfpoolError, Unavailable
+from tfpool.placement.planner import Candidate, place
+from tfpool.repository.memo import Footprint
+from tfpool.repository.states import State, Step
+from tfpool.scheduler import events as ev
+from tfpool.scheduler.core import Scheduler
+from tfpool.settings import PoolSettings
+from tfpool.telemetry import log
+from tfpool.types import SignatureSpec
+from tfpool.wire.messages import Bell
+
+MAX_LOAD_DEATHS = 2
+
+
+class Listener(Protocol):
+    """Who is told how versions fare."""
+
+    def served(self, version: Version) -> None:
+        """A worker serves it now."""
+
+    def failed(self, version: Version, error: TfpoolError, final: bool) -> None:
+        """No worker could load it; ``final``: another try would be of no use."""
+
+    def gone(self, version: Version) -> None:
+        """No worker holds it any more."""
+
+
+class Residence:
+    """``recycle`` replaces the process of a worker, whose requests wait meanwhile. ``loads`` and ``evictions`` count
+    those so far."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        pool: PoolSettings,
+        budget: Budget,
+        scheduler: Scheduler,
+        decide: Callable[[ev.Event], None],
+        recycle: Callable[[Link], None],
+        listener: Listener,
+    ) -> None:
+        self._registry = registry
+        self._fleet = fleet
+        self._pool = pool
+        self._budget = budget
+        self._scheduler = scheduler
+        self._decide = decide
+        self._recycle = recycle
+        self._listener = listener
+        self._draining: dict[tuple[int, str], None] = {}
+        self._blocked: dict[str, None] = {}
+        self.loads = self.evictions = 0
+        self._log = log.get("models")
+
+    # -- loading -----------------------------------------------------------------------------------------------
+
+    def start(self, version: Version) -> None:
+        """Place a version on as many workers as it wants, and load it there."""
+        pins = version.settings.pin
+        links = [link for link in self._fleet.candidates() if not pins or link.name in pins]
+        held = [w for w, state in version.on.items() if state not in (State.FAILED, State.DRAINING)]
+        refusals = {link.name: self._budget.impossible(link, version) for link in links}
+        able = [link for link in links if refusals[link.name] is None]
+        if not able and not held:
+            error = next((r for r in refusals.values() if r), None) or Unavailable(f"no worker can take {version.key}")
+            self._give_up(version, error, final=bool(links))
+            return
+        able = [link for link in able if version.on.get(link.name) is not State.DRAINING]
+        if not able and not held:
+            version.cold = version.urgent = True  # it starts again once it is gone
+            return
+        candidates = [self._candidate(link) for link in self._roomiest(able, version)]
+        version.cold = False
+        for name in place(candidates, held, version.settings.replicas[0], version.memory_bytes):
+            version.on[name] = State.NEW
+            self._fleet.links[name].loads.append(version.handle)
+            self._next_loads(self._fleet.links[name])
+
+    def wake(self, version: Version) -> None:
+        """A request needs a version that is not in memory, or is about to leave it."""
+        version.urgent = True
+        if version.described and not self.keep(version):
+            self.start(version)
+
+    def keep(self, version: Version) -> bool:
+        """Stop draining a version where its worker has not been told yet; True if it serves on."""
+        for worker, state in list(version.on.items()):
+            if state is State.DRAINING and version.handle not in self._fleet.links[worker].unloading:
+                self._draining.pop((version.handle, worker), None)
+                version.step(worker, Step.KEEP)
+                version.cold = False
+                self._decide(ev.Routed(version.key, worker))
+        return bool(version.serving())
+
+    def _roomiest(self, links: list[Link], version: Version) -> list[Link]:
+        """Of these workers, those with room; else those where idle models would make some; else all."""
+        ranks: dict[int, list[Link]] = {}
+        for link in links:
+            missing = self._budget.missing(link, version)
+            loose = sum(link.resident.get(v.handle, 0) for v in self._idle(link)) if missing > 0 else 0
+            ranks.setdefault(0 if missing <= 0 else 1 if missing <= loose else 2, []).append(link)
+        wanted = version.settings.replicas[0]
+        best: list[Link] = []
+        for rank in sorted(ranks):
+            if len(best) < wanted:
+                best += ranks[rank]
+        return best
+
+    def _candidate(self, link: Link) -> Candidate:
+        held = [v for v in self._registry.versions() if link.name in v.on]
+        return Candidate(link.name, sum(v.memory_bytes or 0 for v in held), len(held), link.settings.memory)
+
+    def _next_loads(self, link: Link) -> None:
+        """Begin loads, in order, while there are places and memory for them."""
+        self._blocked.pop(link.name, None)
+        while link.up and link.loads and len(link.loading) < self._pool.load_concurrency:
+            version = self._registry.by_handle.get(link.loads[0])
+            if version is None or version.on.get(link.name) is not State.NEW:
+                link.loads.popleft()
+                continue
+            if self._budget.missing(link, version) > 0:
+                if version.urgent or self._scheduler.waiting(version.key):
+                    if not self._make_room(link, version):
+                        self._blocked[link.name] = None
+                        return
+                else:
+                    link.loads.popleft()
+                    self._postpone(link, version)
+                    continue
+            link.loads.popleft()
+            self._load(link, version)
+
+    def _load(self, link: Link, version: Version) -> None:
+        self.loads += 1
+        version.step(link.name, Step.LOAD)
+        link.loading.add(version.handle)
+        if link.settings.memory is not None:
+            link.reserved[version.handle] = self._budget.need(link, version)
+        self._log.info("model.loading", model=version.key.name, version=version.key.version, worker=link.name)
+        options = {
+            "stateful": list(version.settings.stateful),
+            "sizes": list(version.settings.batching.allowed_batch_sizes),
+        }
+        link.ring(Bell.LOAD, version.handle, str(version.key), version.path, options)
+
+    def _postpone(self, link: Link, version: Version) -> None:
+        """There is no room for a version that nobody has asked for yet."""
+        version.step(link.name, Step.CANCEL)
+        if not version.on:
+            version.goal = Goal.ON_DEMAND
+            version.cold = True
+            self._registry.epoch += 1
+        self._log.info("model.postponed", model=version.key.name, version=version.key.version, worker=link.name)
+
+    def _make_room(self, link: Link, version: Version) -> bool:
+        """Push out what is idle; False while room is still to come."""
+        leaving, idle = self._budget.leaving(link), self._idle(link)
+        for guess in (True, False):  # a guess is no reason to wait for models that are in use
+            missing = self._budget.missing(link, version, guess) - leaving
+            if missing <= 0:
+                return leaving == 0
+            victims = self._budget.victims(missing, idle)
+            if victims:
+                for victim in victims:
+                    self._evict(link, victim)
+                return False
+        return False
+
+    def _idle(self, link: Link) -> list[Version]:
+        """Versions on a worker that nobody uses at the moment, or that others serve too."""
+        found = []
+        for handle in link.resident:
+            version = self._registry.by_handle.get(handle)
+            if version is None or version.on.get(link.name) is not State.AVAILABLE:
+                continue
+            waits = self._scheduler.waiting(version.key) and len(version.serving()) == 1
+            if not waits and not self._scheduler.in_flight(link.name, version.key):
+                found.append(version)
+        return found
+
+    def _evict(self, link: Link, version: Version) -> None:
+        """Take an idle version out of memory; the next request for it brings it back."""
+        self._log.info("model.evicted", model=version.key.name, version=version.key.version, worker=link.name)
+        self.evictions += 1
+        version.step(link.name, Step.DRAIN)
+        if not version.serving():
+            version.cold, version.urgent = True, False
+            version.goal = Goal.ON_DEMAND if version.goal is Goal.SERVE else version.goal
+        self._tell_off(link, version)
+
+    # -- unloading ---------------------------------------------------------------------------------------------
+
+    def drain(self, version: Version, refusal: TfpoolError) -> None:
+        """Have a version leave all workers once they have answered what waits for it; at once where it serves nowhere."""
+        serving = version.serving()
+        for worker in list(version.on):
+            self.drain_from(version, worker)
+        if not serving:
+            self._decide(ev.ServableGone(version.key, refusal))
+        self.step()
+        if not version.on:
+            self._left(version)
+
+    def drain_from(self, version: Version, worker: str) -> None:
+        """Have a version leave one worker; others go on serving it."""
+        link = self._fleet.links[worker]
+        if version.step(worker, Step.CANCEL):
+            if version.handle in link.loads:
+                link.loads.remove(version.handle)
+        elif version.step(worker, Step.DRAIN):
+            self._draining[version.handle, worker] = None
+            if version.serving():
+                self._decide(ev.Unrouted(version.key, worker))
+
+    def step(self) -> None:
+        """Unload what has been drained by now, and try again the loads that found no room."""
+        for handle, worker in list(self._draining):
+            version = self._registry.by_handle.get(handle)
+            if version is None or version.on.get(worker) is not State.DRAINING:
+                del self._draining[handle, worker]
+            elif not self._scheduler.in_flight(worker, version.key) and (
+                version.serving() or not self._scheduler.waiting(version.key)
+            ):
+                del self._draining[handle, worker]
+                self._tell_off(self._fleet.links[worker], version)
+        for worker in list(self._blocked):
+            self._next_loads(self._fleet.links[worker])
+
+    def _tell_off(self, link: Link, version: Version) -> None:
+        self._decide(ev.Unrouted(version.key, link.name))
+        link.unloading.add(version.handle)
+        link.ring(Bell.UNLOAD, version.handle)
+
+    def _left(self, version: Version) -> None:
+        """No worker holds a version any more."""
+        if version.retired:
+            self._budget.forget(version)
+        if version.retired or version.goal is Goal.OFF:
+            self._decide(ev.ServableGone(version.key, NotFound(f"{version.key} has been unloaded")))
+        elif version.cold and (version.urgent or self._scheduler.waiting(version.key)):
+            version.urgent = True
+            self.start(version)
+            return
+        self._listener.gone(version)
+
+    # -- what workers say --------------------------------------------------------------------------------------
+
+    def warming(self, link: Link, handle: int) -> None:
+        version = self._registry.by_handle.get(handle)
+        if version is not None:
+            version.step(link.name, Step.WARM)
+
+    def loaded(
+        self, link: Link, handle: int, found: Footprint, signatures: tuple[SignatureSpec, ...], skipped: dict[str, str]
+    ) -> None:
+        link.loading.discard(handle)
+        version = self._registry.by_handle.get(handle)
+        if version is not None:
+            self._budget.admitted(link, version, found)
+        if version is None or not version.step(link.name, Step.LOADED):
+            self._next_loads(link)  # it has been told to go while it loaded
+            return
+        version.error, version.deaths, version.failures = None, 0, 0
+        version.proven, version.urgent, version.cold = True, False, False
+        version.load_seconds, version.memory_bytes, version.peak_bytes = found.load_seconds, found.nbytes, found.peak
+        version.skipped = skipped
+        if signatures != version.signatures:
+            version.signatures = signatures
+        self._registry.epoch += 1
+        self._decide(ev.Routed(version.key, link.name))
+        self._log.info(
+            "model.available",
+            model=version.key.name,
+            version=version.key.version,
+            worker=link.name,
+            seconds=found.load_seconds,
+            bytes=found.nbytes,
+        )
+        self._listener.served(version)
+        self._relieve(link, version)
+        self._next_loads(link)
+
+    def _relieve(self, link: Link, newest: Version) -> None:
+        """A load may have taken more than was foreseen: bring the worker back under its budget."""
+        excess = self._budget.excess(link) - self._budget.leaving(link)
+        if excess <= 0:
+            return
+        error = self._budget.impossible(link, newest)
+        if error is not None and newest.serving() == [link.name]:
+            self.drain_from(newest, link.name)
+            self._give_up(newest, error, final=True)
+            return
+        for victim in self._budget.victims(excess, [v for v in self._idle(link) if v is not newest]):
+            self._evict(link, victim)
+
+    def load_failed(self, link: Link, handle: int, error: TfpoolError) -> None:
+        link.loading.discard(handle)
+        link.reserved.pop(handle, None)
+        version = self._registry.by_handle.get(handle)
+        if version is not None and version.step(link.name, Step.FAIL):
+            self._failed(version, error)
+        self._next_loads(link)
+
+    def unloaded(self, link: Link, handle: int, rss: int, unique: int) -> None:
+        link.rss, link.unique = rss, unique
+        link.unloading.discard(handle)
+        version = self._registry.by_handle.get(handle)
+        self._budget.released(link, handle, evicted=version is not None and version.cold)
+        if version is not None and version.step(link.name, Step.UNLOADED) and not version.on:
+            self._left(version)
+        residue = self._budget.residue(link)
+        if residue > self._pool.residue_limit and not link.loading and not link.unloading and not link.leaving:
+            self._log.info("worker.residue", worker=link.name, bytes=residue)
+            self._recycle(link)
+        else:
+            self._next_loads(link)
+
+    def _failed(self, version: Version, error: TfpoolError, final: bool = False) -> None:
+        self._log.warning("model.failed", model=version.key.name, version=version.key.version, error=error.message)
+        version.error = error
+        if not version.serving() and version.state is State.FAILED:
+            self._give_up(version, error, final)
+
+    def _give_up(self, version: Version, error: TfpoolError, final: bool) -> None:
+        version.error = error
+        self._registry.epoch += 1
+        self._decide(ev.ServableGone(version.key, type(error)(f"{version.key} failed to load: {error.message}")))
+        self._listener.failed(version, error, final)
+
+    # -- workers come and go -----------------------------------------------------------------------------------
+
+    def joined(self, link: Link) -> None:
+        """A worker is ready: it loads what it should hold."""
+        for version in self._registry.versions():
+            if version.on.get(link.name) is State.NEW and version.handle not in link.loads:
+                link.loads.append(version.handle)
+        self._next_loads(link)
+
+    def lost(self, link: Link, crashed: bool) -> None:
+        """A worker died; its replacement will load its models again, but for those that kill it."""
+        for version in self._registry.versions():
+            state = version.on.get(link.name)
+            if state is None or not version.step(link.name, Step.LOST):
+                continue
+            if crashed and state in (State.LOADING, State.WARMING):
+                version.deaths += 1
+                if version.deaths >= MAX_LOAD_DEATHS:
+                    version.step(link.name, Step.FAIL)
+                    why = f"loading {version.path} killed {version.deaths} workers"
+                    self._failed(version, Internal(why), final=True)
+            elif state is State.DRAINING and not version.on:
+                self._left(version)
+        self._registry.epoch += 1
+
+    def halted(self, link: Link) -> None:
+        """A worker will not come back: others take its models."""
+        link.state = WorkerState.HALTED
+        for version in self._registry.versions():
+            state = version.on.pop(link.name, None)
+            if state is State.DRAINING and not version.on:
+                self._left(version)
+            elif state not in (None, State.DRAINING):
+                self.start(version)
+
+    def vacate(self, link: Link) -> None:
+        """Have others load what a worker serves, while it goes on serving; see :meth:`step_vacate`."""
+        link.state = WorkerState.DRAINING
+        for version in self._registry.versions():
+            state = version.on.get(link.name)
+            if state is not None and not [w for w in version.serving() if w != link.name]:
+                del version.on[link.name]
+                version.urgent = True
+                self.start(version)
+                version.on[link.name] = state
+
+    def step_vacate(self, link: Link) -> bool:
+        """Let go of what others serve by now; True when nothing is left.
+
+        Raises the error of a version that no other worker could load; the worker then keeps it.
+        """
+        for version in self._registry.versions():
+            if version.on.get(link.name) in (None, State.DRAINING):
+                continue
+            others = {w: state for w, state in version.on.items() if w != link.name}
+            if State.AVAILABLE in others.values():
+                self.drain_from(version, link.name)
+            elif all(state is State.FAILED for state in others.values()):
+                link.state = WorkerState.READY
+                raise version.error or Unavailable(f"no other worker can take {version.key}")
+        return not any(link.name in v.on for v in self._registry.versions())

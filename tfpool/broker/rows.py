@@ -1,0 +1,101 @@
+"""What the control plane shows of models, versions, signatures and workers: plain rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tfpool.broker.fleet import Link
+from tfpool.broker.registry import Model, Version
+from tfpool.repository.states import State
+from tfpool.settings import format_split
+from tfpool.types import SignatureSpec
+
+
+def model_rows(model: Model) -> list[dict[str, Any]]:
+    """A row for each version of a model, those that are leaving too; one with version 0 where there is none."""
+    versions = sorted([*model.versions.values(), *model.leaving], key=lambda v: (v.key.version, v.handle))
+    if versions:
+        return [version_row(model, version) for version in versions]
+    error = model.error.message if model.error else None
+    state = State.FAILED if error else State.UNLOADED if model.sighted else State.NEW
+    return [_row(model.settings.name, 0, state.value, error)]
+
+
+def version_row(model: Model, version: Version) -> dict[str, Any]:
+    row = _row(version.key.name, version.key.version, version.state.value, None)
+    row["workers"] = sorted(version.on)
+    row["labels"] = model.labels_of(version.key.version) if not version.retired else []
+    row["memory_bytes"] = version.memory_bytes
+    row["peak_bytes"] = version.peak_bytes
+    row["load_seconds"] = version.load_seconds
+    row["loaded"] = version.goal.value
+    row["error"] = version.error.message if version.error else None
+    return row
+
+
+def detailed_rows(model: Model, meters: dict[str, Any], shadow: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows of one model with signatures, settings and meters."""
+    rows = model_rows(model)
+    for row in rows:
+        version = model.versions.get(row["version"])
+        settings = version.settings if version else model.settings
+        row["signatures"] = signatures(version.signatures or version.foreseen) if version else []
+        row["skipped_signatures"] = version.skipped if version else {}
+        row["batching"] = {name: getattr(settings.batching, name) for name in settings.batching.__dataclass_fields__}
+        row["base_path"] = settings.base_path
+        row["label_splits"] = {label: format_split(split) for label, split in model.labels.items()}
+        row["meters"] = meters
+        row["shadow"] = shadow
+    return rows
+
+
+def worker_row(link: Link, versions: Iterable[Version]) -> dict[str, Any]:
+    """A worker, and which of ``versions`` it holds."""
+    return {
+        "name": link.name,
+        "pid": link.pid,
+        "state": link.state.value,
+        "device": link.settings.device,
+        "cpus": list(link.settings.cpus),
+        "threads": link.settings.threads,
+        "memory": {"rss": link.rss, "unique": link.unique, "base": link.base, "budget": link.settings.memory},
+        "busy": round(link.busy_share, 4),
+        "deaths": link.deaths,
+        "models": sorted(str(v.key) for v in versions if link.name in v.on),
+    }
+
+
+def signatures(specs: Iterable[SignatureSpec]) -> list[dict[str, Any]]:
+    return [_signature(spec) for spec in specs]
+
+
+def _row(name: str, version: int, state: str, error: str | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "version": version,
+        "state": state,
+        "workers": [],
+        "labels": [],
+        "memory_bytes": None,
+        "load_seconds": None,
+        "error": error,
+    }
+
+
+def _signature(spec: SignatureSpec) -> dict[str, Any]:
+    def tensors(side: str) -> list[dict[str, Any]]:
+        return [
+            {"name": t.name, "dtype": t.dtype.label, "shape": None if t.shape is None else list(t.shape)}
+            for t in getattr(spec, side)
+        ]
+
+    return {
+        "name": spec.name,
+        "method": spec.method,
+        "inputs": tensors("inputs"),
+        "outputs": tensors("outputs"),
+        "batched": spec.batchable,
+        "stateful": spec.mutates,
+        "reason": spec.reason,
+    }
