@@ -204,7 +204,7 @@ def test_models_come_and_go(make_pool: MakePool) -> None:
     with make_pool([("double", {}), ("slow", {})]).client(timeout=SOON) as client:
         (row,) = client.unload("double")
         assert row["name"] == "double"
-        with pytest.raises(Unavailable, match="no version loaded"):
+        with pytest.raises(NotFound, match="double:1 is unloaded; `tfpool load double:1` loads it"):
             client.predict("double", X)
         with pytest.raises(NotFound, match="has no version 7"):
             client.load("double", 7)
@@ -338,6 +338,7 @@ class Bare:
         self.pids: dict[str, int] = {"broker": os.fork()}
         if self.pids["broker"] == 0:
             mine.close()
+            fake_worker.install()
             self._be(lambda: broker_main.run(theirs, self.settings))
         theirs.close()
         self.bell = Doorbell(mine, blocking=True)

@@ -93,6 +93,9 @@ def test_a_text_graph(version: Path) -> None:
     (version / "saved_model.pbtxt").write_text("saved_model_schema_version: 1\nmeta_graphs: 3\n")
     with pytest.raises(InvalidArgument, match=r"saved_model\.pbtxt:2: not a SavedModel: "):
         describe(str(version))
+    (version / "saved_model.pbtxt").write_text("unknown { " * 10_000 + "}" * 10_000)
+    with pytest.raises(InvalidArgument, match=r"saved_model\.pbtxt: not a SavedModel: nested too deeply"):
+        describe(str(version))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ def version(base: Path, name: str, graph: str | None = "saved_model.pb") -> str:
 
 def test_versions_and_their_directories(tmp_path: Path) -> None:
     long, two = version(tmp_path, "00000123"), version(tmp_path, "2", "saved_model.pbtxt")
-    for name in ("latest", "-1", "1.5", "0", "٣", ".tmp", "1" * 100):
+    for name in ("latest", "-1", "1.5", "0", "٣", ".tmp", "1" * 100, str(1 << 63), str(1 << 64)):
         version(tmp_path, name)
     version(tmp_path, "3", None)
     (tmp_path / "4").touch()
@@ -61,3 +63,39 @@ def test_errors_say_what_was_found(tmp_path: Path) -> None:
     version(tmp_path, "8", None)
     with pytest.raises(NotFound, match=r"no saved_model\.pb in 8"):
         scan(str(tmp_path))
+
+
+def test_links_without_end(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(NotFound, match=r"loop: cannot be read: Too many levels of symbolic links"):
+        scan(str(tmp_path / "loop"))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "3").symlink_to("3")
+    with pytest.raises(NotFound, match=r"base: Too many levels of symbolic links: 3$"):
+        scan(str(tmp_path / "base"))
+    two = version(tmp_path / "base", "2")
+    assert scan(str(tmp_path / "base")) == {2: two}, "the others are served"
+
+
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modes would not do: root may read everything."""
+    version(tmp_path, "7")
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        with pytest.raises(NotFound, match=r"Permission denied: 7$"):
+            scan(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        with pytest.raises(NotFound, match=f"{tmp_path}: cannot be read: Permission denied"):
+            scan(str(tmp_path))
+
+
+def test_a_path_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="cannot be read: embedded null byte"):
+        scan(f"{tmp_path}/a\0b")
+    with pytest.raises(NotFound, match="cannot be read: File name too long"):
+        scan(f"{tmp_path}/{'x' * 300}")

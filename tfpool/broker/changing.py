@@ -277,6 +277,5 @@ def _check_version(version: int | None) -> None:
 
 
 VERBS: dict[str, Callable[..., Any]] = {
-    verb.__name__: verb
-    for verb in (load, unload, add, remove, reload, label, shadow, record, drain, restart, shutdown)
+    verb.__name__: verb for verb in (load, unload, add, remove, reload, label, shadow, record, drain, restart, shutdown)
 }

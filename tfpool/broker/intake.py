@@ -25,7 +25,7 @@ Refuse = Callable[[bytes, list[tuple[int, int]], TfpoolError, str], None]
 class Intake:
     """The broker's front door. A malformed message is refused whole; a bad request among good ones alone.
 
-    ``hit`` is told of every group that reaches a version, ``wake`` that a version which is not in memory is needed.
+    ``hit`` is told of every group that reaches a version, ``wake`` that one is needed which is not in memory.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Intake:
         now: float,
         refusal: TfpoolError | None,
         refuse: Refuse,
-        park: Callable[[Version, Request], None],
+        park: Callable[[NotLoaded, Request], None],
     ) -> list[Submit]:
         """The requests of a PREDICT. Those that cannot be admitted are refused one by one through ``refuse``; those
         that need a version which was never loaded go to ``park``.
@@ -88,9 +88,8 @@ class Intake:
                 request = Request(client, key, group, own, now)
                 try:
                     events += self.admit(request)
-                except NotLoaded as cold:
-                    self._wake(cold.version)
-                    park(cold.version, request)
+                except NotLoaded as why:
+                    park(why, request)
             except TfpoolError as error:
                 model = key.model if key.model in self._meters.models else ""
                 refuse(client, [(group.first, group.count)], error, model)

@@ -82,6 +82,7 @@ class Lifecycle:
         del self._registry.models[name]
         model.removed = True
         self._registry.epoch += 1
+        self._lobby.refuse(name, NotFound(f"model {name!r} has been removed"))
         for version in list(model.versions.values()):
             self.retire(model, version)
         self._log.info("model.removed", model=name)
@@ -91,7 +92,7 @@ class Lifecycle:
         self._registry.retire(model, version)
         self._retries.pop(version.handle, None)
         refusal = NotFound(f"{version.key} has been unloaded")
-        self._lobby.refuse(version, refusal)
+        self._lobby.refuse(version.handle, refusal)
         self.residence.drain(version, refusal)
 
     # -- what the disk says ------------------------------------------------------------------------------------
@@ -123,6 +124,7 @@ class Lifecycle:
         if seen.error is not None:
             self._log.warning("model.unseen", model=seen.model, error=seen.error.message)
             self._registry.epoch += 1
+            self._lobby.refuse(seen.model, seen.error)
             return
         model.found, model.marks = seen.versions, seen.marks
         for number, version in model.versions.items():
@@ -131,6 +133,7 @@ class Lifecycle:
                 self._changed(version)
         self.reconcile(model)
         self._registry.epoch += 1
+        self._lobby.open(seen.model)
 
     def _changed(self, version: Version) -> None:
         """The files of a version are not what they were."""
@@ -276,7 +279,7 @@ class Lifecycle:
         self._notebook.unloaded(version)
         self._registry.epoch += 1
         refusal = NotFound(f"{version.key} has been unloaded")
-        self._lobby.refuse(version, refusal)
+        self._lobby.refuse(version.handle, refusal)
         self.residence.drain(version, refusal)
 
     def relabel(self, model: Model, settings: ModelSettings) -> None:
@@ -297,7 +300,7 @@ class Lifecycle:
 
     def served(self, version: Version) -> None:
         self._retries.pop(version.handle, None)
-        self._lobby.open(version)
+        self._lobby.open(version.handle)
         model = self._registry.models.get(version.key.name)
         if model is not None and not version.staged:
             self.reconcile(model)
@@ -305,7 +308,7 @@ class Lifecycle:
     def failed(self, version: Version, error: TfpoolError, final: bool) -> None:
         version.failures += 1
         self._registry.epoch += 1
-        self._lobby.refuse(version, FailedPrecondition(f"{version.key} failed to load: {error.message}"))
+        self._lobby.refuse(version.handle, FailedPrecondition(f"{version.key} failed to load: {error.message}"))
         if not (final or version.staged or version.retired) and version.failures <= self._pool.load_retries:
             version.retry_at = self._clock() + min(LONGEST_RETRY_SECONDS, 2.0 ** (version.failures - 1))
             self._retries[version.handle] = version

@@ -1,12 +1,15 @@
-"""Requests for a version that no worker has ever loaded: they wait here, unread, until its signatures are known."""
+"""Requests for a version that no worker has ever loaded: they wait here, unread, until its signatures are known.
+
+Each version has a room of its own, and so has a model whose versions have not been looked for yet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tfpool.broker.registry import Version
+from tfpool.broker.registry import NotLoaded
 from tfpool.errors import Cancelled, DeadlineExceeded, ResourceExhausted, TfpoolError
 from tfpool.wire.keys import RequestKey
 from tfpool.wire.messages import Group
@@ -48,34 +51,27 @@ class Lobby:
     ) -> None:
         self._admit = admit
         self._refuse = refuse
-        self._rooms: dict[int, _Room] = {}
+        self._rooms: dict[Hashable, _Room] = {}
         self.expiry = NEVER
 
-    def park(self, version: Version, request: Request) -> None:
-        """Keep requests until the version is loaded. Raises ResourceExhausted where as many wait as may."""
-        room = self._rooms.setdefault(version.handle, _Room())
-        most = version.settings.batching.max_queue_rows
+    def park(self, why: NotLoaded, request: Request) -> None:
+        """Keep requests until what they need is there. Raises ResourceExhausted where as many wait as may."""
+        room = self._rooms.setdefault(why.room, _Room())
+        most = why.settings.batching.max_queue_rows
         if room.rows + request.rows > most:
-            raise ResourceExhausted(
-                f"{version.key} is being loaded, and {room.rows} rows wait for it; max_queue_rows is {most}"
-            )
+            raise ResourceExhausted(f"{why.message}, and {room.rows} rows wait for it; max_queue_rows is {most}")
         room.requests.append(request)
         room.rows += request.rows
         self.expiry = min(self.expiry, request.deadline)
 
-    def waiting(self, version: Version) -> int:
-        """Rows that wait for a version."""
-        room = self._rooms.get(version.handle)
-        return room.rows if room else 0
-
-    def open(self, version: Version) -> None:
-        """The version serves: let in what waited for it."""
-        for request in self._empty(version):
+    def open(self, room: Hashable) -> None:
+        """What is waited for is there: let the requests in."""
+        for request in self._empty(room):
             self._admit(request)
 
-    def refuse(self, version: Version, error: TfpoolError) -> None:
-        """The version will not serve."""
-        for request in self._empty(version):
+    def refuse(self, room: Hashable, error: TfpoolError) -> None:
+        """What is waited for will not come."""
+        for request in self._empty(room):
             self._answer(request, error)
 
     def expire(self, now: float) -> None:
@@ -114,9 +110,9 @@ class Lobby:
                 if error is not None:
                     self._answer(request, error)
 
-    def _empty(self, version: Version) -> list[Request]:
-        room = self._rooms.pop(version.handle, None)
-        return room.requests if room else []
+    def _empty(self, room: Hashable) -> list[Request]:
+        left = self._rooms.pop(room, None)
+        return left.requests if left else []
 
     def _answer(self, request: Request, error: TfpoolError) -> None:
         group = request.group

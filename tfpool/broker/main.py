@@ -29,7 +29,7 @@ from tfpool.broker.meters import Meters
 from tfpool.broker.notebook import Notebook
 from tfpool.broker.reading import progress
 from tfpool.broker.recorder import Recorder
-from tfpool.broker.registry import Registry
+from tfpool.broker.registry import NotLoaded, Registry
 from tfpool.broker.residence import Residence
 from tfpool.broker.resolve import Resolver
 from tfpool.broker.shadow import Shadows
@@ -230,9 +230,7 @@ class Broker:
         if verb == Verb.PREDICT and not admin:
             now = time.monotonic()
             refusal = Unavailable("the pool is shutting down") if self._draining else None
-            for event in self._intake.predict(
-                client, body, frames, now, refusal, self.effects.refuse, self._lobby.park
-            ):
+            for event in self._intake.predict(client, body, frames, now, refusal, self.effects.refuse, self._park):
                 self.effects.perform(self.scheduler.handle(event, now))
         elif verb == Verb.CALL:
             self._call(sock, client, body, admin)
@@ -247,12 +245,20 @@ class Broker:
         else:
             raise InvalidArgument(f"verb: got {verb}, expected one of {', '.join(v.name for v in Verb)}")
 
+    def _park(self, why: NotLoaded, request: Request) -> None:
+        """Requests wait for their model to be loaded, which begins now."""
+        self._lobby.park(why, request)
+        if why.version is not None:
+            self.lifecycle.wake(why.version)
+
     def _admit(self, request: Request) -> None:
-        """Requests that have waited for their model to be loaded."""
+        """Requests that have waited try again."""
         group = request.group
         try:
             for event in self._intake.admit(request):
                 self.decide(event)
+        except NotLoaded as why:
+            self._park(why, request)
         except TfpoolError as error:
             self.effects.refuse(request.client, [(group.first, group.count)], error, request.key.model)
 

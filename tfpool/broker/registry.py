@@ -27,11 +27,17 @@ GOAL_OF = {Loading.PRELOAD: Goal.SERVE, Loading.LAZY: Goal.ON_DEMAND, Loading.EX
 
 
 class NotLoaded(Unavailable):
-    """The version that a request means is not in memory, but can be."""
+    """The version that a request means is not in memory, but can be; None while the model's versions are not known."""
 
-    def __init__(self, version: Version) -> None:
-        super().__init__(f"{version.key} is not loaded yet ({version.state.value})")
+    def __init__(self, settings: ModelSettings, version: Version | None = None) -> None:
+        super().__init__(f"{version.key if version else settings.name} is not loaded yet")
+        self.settings = settings
         self.version = version
+
+    @property
+    def room(self) -> int | str:
+        """Where those who ask for it wait: the version's handle, or the model's name."""
+        return self.version.handle if self.version is not None else self.settings.name
 
 
 @dataclass(slots=True)
@@ -221,10 +227,11 @@ class Registry:
     def _numbered(self, model: Model, number: int) -> Version:
         version = model.versions.get(number)
         if version is None:
-            name = model.settings.name
             if not model.sighted:
-                raise Unavailable(f"model {name!r}: its versions are still being looked for")
-            raise NotFound(f"model {name!r} has no version {number}; it has {some_names(model.versions)}")
+                raise NotLoaded(model.settings)
+            raise NotFound(
+                f"model {model.settings.name!r} has no version {number}; it has {some_names(model.versions)}"
+            )
         return _usable(version)
 
     def _newest(self, model: Model) -> Version:
@@ -234,8 +241,9 @@ class Registry:
         proven = [v for v in able if v.proven]
         for version in proven or able or versions:
             return _usable(version)
-        name = model.settings.name
-        raise model.error or Unavailable(f"model {name!r} has no version {'' if model.sighted else 'yet: it is new'}")
+        if not model.sighted:
+            raise NotLoaded(model.settings)
+        raise model.error or Unavailable(f"model {model.settings.name!r} has no version")
 
 
 def _usable(version: Version) -> Version:

@@ -85,7 +85,7 @@ class Resolver:
 
     def _meant(self, version: Version, key: RequestKey) -> Resolved:
         if not version.signatures:
-            raise NotLoaded(version)
+            raise NotLoaded(version.settings, version)
         index = signature_index(version, key.signature)
         signature = version.signatures[index]
         fixed_rows = check_inputs(f"{version.key}, signature {signature.name!r}", signature, key)

@@ -82,7 +82,7 @@ def remove(name: str, connect: str | None, admin: str | None, as_json: bool, tim
 def reload(
     file: str, batching: str | None, connect: str | None, admin: str | None, as_json: bool, timeout: float
 ) -> None:
-    """Serve the models of a configuration, and no others.
+    """Serve what a configuration says.
 
     FILE is a tfpool configuration, or TensorFlow Serving's model config file. Everything that is new is loaded
     first; then models, labels and settings change at once. If anything cannot be loaded, nothing changes, and the
@@ -144,9 +144,7 @@ def label(
 @click.argument("rule", metavar="VERSION:PERCENT", required=False)
 @click.option("--off", is_flag=True, help="End it.")
 @_changes
-def shadow(
-    model: str, rule: str | None, off: bool, connect: str | None, admin: str | None, as_json: bool
-) -> None:
+def shadow(model: str, rule: str | None, off: bool, connect: str | None, admin: str | None, as_json: bool) -> None:
     """Compare a version with those that answer.
 
     PERCENT of a model's requests are also sent to VERSION; its answers are compared, counted and dropped. Without

@@ -53,7 +53,7 @@ def record(
     admin: str | None,
     as_json: bool,
 ) -> None:
-    """Record live requests of a model as its warm-up file.
+    """Record requests, to warm a model up.
 
     The requests that a version answers from now on are copied; the file is run, request by request, before the
     version serves the next time. TensorFlow Serving reads it too.

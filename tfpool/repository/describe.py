@@ -126,6 +126,8 @@ def _text_metas(path: str) -> Iterator[Any]:
         yield from text_format.Parse(read_text(path), SavedModel(), allow_unknown_field=True).meta_graphs
     except text_format.ParseError as error:
         raise InvalidArgument(f"{path}:{error.GetLine() or 1}: not a SavedModel: {error}") from None
+    except RecursionError:
+        raise InvalidArgument(f"{path}: not a SavedModel: nested too deeply") from None
 
 
 def _metas(path: str) -> Iterator[Any]:
