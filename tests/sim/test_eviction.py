@@ -97,12 +97,12 @@ def test_models_of_different_sizes_and_costs() -> None:
 
 
 def test_popularity_that_rotates() -> None:
-    """Ten rotations in 50,000 requests; the plain policy loads 1.04 times as often as LRU here."""
+    """Ten rotations; without ghosts and fading it would be 1.07 times the loads of LRU, and 0.97 of the seconds."""
     assert ratios(equal(), zipf(rotate=5000))[0] < 0.89
     assert ratios(varied(), zipf(rotate=5000))[1] < 0.84
 
 
 def test_steep_popularity_that_rotates() -> None:
-    """The plain policy holds on to the fame of yesterday: 1.99 and 5.2 times the loads of LRU."""
+    """Without ghosts and fading, the fame of yesterday would cost 1.8 and 3.1 times the loads of LRU."""
     assert ratios(equal(), zipf(exponent=2.0, rotate=5000))[0] < 1.05
     assert ratios(equal(), zipf(exponent=3.0, rotate=5000))[0] < 1.1

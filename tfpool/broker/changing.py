@@ -176,7 +176,7 @@ def _split(model: Model, name: str, value: Any) -> Split:
     split = check_split(value)
     for number, weight in split:
         version = model.versions.get(number)
-        able = version is not None and (version.serving() or version.proven and version.goal is Goal.ON_DEMAND)
+        able = version is not None and (version.serving() or (version.proven and version.goal is Goal.ON_DEMAND))
         if weight and not able:
             state = version.state.value if version is not None else "not there"
             what, have = f"{model.settings.name}:{number}", some_names(model.versions)

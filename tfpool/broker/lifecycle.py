@@ -194,7 +194,7 @@ class Lifecycle:
             return True
         new = [model.versions.get(number) for number in wanted]
         coming = [v for v in new if v is not None and v.settled]
-        able = any(v.state is State.AVAILABLE or v.proven and v.goal is Goal.ON_DEMAND for v in coming)
+        able = any(v.state is State.AVAILABLE or (v.proven and v.goal is Goal.ON_DEMAND) for v in coming)
         return len(coming) == len(wanted) and able
 
     def _new(self, model: Model, number: int) -> None:

@@ -32,6 +32,7 @@ from tfpool.broker.recorder import Recorder
 from tfpool.broker.registry import NotLoaded, Registry
 from tfpool.broker.residence import Residence
 from tfpool.broker.resolve import Resolver
+from tfpool.broker.room import Room
 from tfpool.broker.shadow import Shadows
 from tfpool.broker.taps import Taps
 from tfpool.errors import InvalidArgument, TfpoolError, Unavailable
@@ -95,6 +96,7 @@ class Broker:
             self.fleet,
             settings.pool,
             self._budget,
+            Room(self.registry, self.fleet, self._budget, self.scheduler),
             self.scheduler,
             self.decide,
             self.recycle,

@@ -45,10 +45,11 @@ class Version:
     """One servable. ``on`` has its state on each worker that holds, loads or should load it.
 
     ``mark`` changes when its files do, ``fingerprint`` is what sizes are remembered by. ``described`` once the graph
-    has been read, which says what signatures are ``foreseen``, and the version's own batching parameters; ``proven`` once it has served; ``cold`` while no worker holds it and none is to, so that a request
-    must wake it; ``urgent`` when a load may push others out of memory; ``retired`` when it is to go for good;
-    ``staged`` while only a reload knows it. ``deaths`` counts workers that died loading it, ``failures`` its failed
-    loads in a row; ``retry_at`` is when the next try is due (monotonic seconds).
+    has been read, which says what signatures are ``foreseen``, and the version's own batching parameters; ``proven``
+    once it has served; ``cold`` while no worker holds it and none is to, so that a request must wake it; ``urgent``
+    when its load may push others out of memory; ``retired`` when it is to go for good; ``staged`` while only a reload
+    knows it. ``deaths`` counts workers that died loading it, ``failures`` its failed loads in a row; ``retry_at`` is
+    when the next try is due (monotonic seconds).
     """
 
     key: ModelKey

@@ -1,4 +1,4 @@
-"""Other models, or other settings of them, as a transaction: all that is new is loaded, then everything changes at once.
+"""Other models, or other settings of them, as a transaction: what is new is loaded, then everything changes at once.
 
 While it is prepared, requests are served as before. When a version cannot be loaded, or a label names one that is not
 there, what has been loaded for it leaves again and nothing has changed.
@@ -63,7 +63,7 @@ class Reload:
         if self.over or self._unseen:
             return
         needed = [*self._staged, *self._reused]
-        failed = next((v for v in needed if v.state is State.FAILED or v.retired and not v.staged), None)
+        failed = next((v for v in needed if v.state is State.FAILED or (v.retired and not v.staged)), None)
         if failed is not None:
             self._abort(failed.error or FailedPrecondition(f"{failed.key} has gone meanwhile"), str(failed.key))
         elif all(_ready(version) for version in needed):
@@ -167,7 +167,7 @@ class Reload:
 
 
 def _ready(version: Version) -> bool:
-    return version.state is State.AVAILABLE or version.described and version.goal is not Goal.SERVE
+    return version.state is State.AVAILABLE or (version.described and version.goal is not Goal.SERVE)
 
 
 def _same(version: Version, settings: ModelSettings, path: str) -> bool:

@@ -12,8 +12,9 @@ from typing import Protocol
 from tfpool.broker.budget import Budget
 from tfpool.broker.fleet import Fleet, Link, WorkerState
 from tfpool.broker.registry import Goal, Registry, Version
-from tfpool.errors import Internal, NotFound, TfpoolError, Unavailable
-from tfpool.placement.planner import Candidate, place
+from tfpool.broker.room import Room
+from tfpool.errors import Internal, NotFound, ResourceExhausted, TfpoolError, Unavailable
+from tfpool.placement.planner import place
 from tfpool.repository.memo import Footprint
 from tfpool.repository.states import State, Step
 from tfpool.scheduler import events as ev
@@ -49,6 +50,7 @@ class Residence:
         fleet: Fleet,
         pool: PoolSettings,
         budget: Budget,
+        room: Room,
         scheduler: Scheduler,
         decide: Callable[[ev.Event], None],
         recycle: Callable[[Link], None],
@@ -58,6 +60,7 @@ class Residence:
         self._fleet = fleet
         self._pool = pool
         self._budget = budget
+        self._room = room
         self._scheduler = scheduler
         self._decide = decide
         self._recycle = recycle
@@ -71,22 +74,21 @@ class Residence:
 
     def start(self, version: Version) -> None:
         """Place a version on as many workers as it wants, and load it there."""
-        pins = version.settings.pin
-        links = [link for link in self._fleet.candidates() if not pins or link.name in pins]
         held = [w for w, state in version.on.items() if state not in (State.FAILED, State.DRAINING)]
-        refusals = {link.name: self._budget.impossible(link, version) for link in links}
-        able = [link for link in links if refusals[link.name] is None]
-        if not able and not held:
-            error = next((r for r in refusals.values() if r), None) or Unavailable(f"no worker can take {version.key}")
-            self._give_up(version, error, final=bool(links))
+        try:
+            able = self._room.able(version)
+        except TfpoolError as error:
+            if not held:
+                self._give_up(version, error, final=isinstance(error, ResourceExhausted))
             return
         able = [link for link in able if version.on.get(link.name) is not State.DRAINING]
         if not able and not held:
             version.cold = version.urgent = True  # it starts again once it is gone
             return
-        candidates = [self._candidate(link) for link in self._roomiest(able, version)]
         version.cold = False
-        for name in place(candidates, held, version.settings.replicas[0], version.memory_bytes):
+        for name in place(
+            self._room.candidates(able, version), held, version.settings.replicas[0], version.memory_bytes
+        ):
             version.on[name] = State.NEW
             self._fleet.links[name].loads.append(version.handle)
             self._next_loads(self._fleet.links[name])
@@ -106,24 +108,6 @@ class Residence:
                 version.cold = False
                 self._decide(ev.Routed(version.key, worker))
         return bool(version.serving())
-
-    def _roomiest(self, links: list[Link], version: Version) -> list[Link]:
-        """Of these workers, those with room; else those where idle models would make some; else all."""
-        ranks: dict[int, list[Link]] = {}
-        for link in links:
-            missing = self._budget.missing(link, version)
-            loose = sum(link.resident.get(v.handle, 0) for v in self._idle(link)) if missing > 0 else 0
-            ranks.setdefault(0 if missing <= 0 else 1 if missing <= loose else 2, []).append(link)
-        wanted = version.settings.replicas[0]
-        best: list[Link] = []
-        for rank in sorted(ranks):
-            if len(best) < wanted:
-                best += ranks[rank]
-        return best
-
-    def _candidate(self, link: Link) -> Candidate:
-        held = [v for v in self._registry.versions() if link.name in v.on]
-        return Candidate(link.name, sum(v.memory_bytes or 0 for v in held), len(held), link.settings.memory)
 
     def _next_loads(self, link: Link) -> None:
         """Begin loads, in order, while there are places and memory for them."""
@@ -169,29 +153,10 @@ class Residence:
 
     def _make_room(self, link: Link, version: Version) -> bool:
         """Push out what is idle; False while room is still to come."""
-        leaving, idle = self._budget.leaving(link), self._idle(link)
-        for guess in (True, False):  # a guess is no reason to wait for models that are in use
-            missing = self._budget.missing(link, version, guess) - leaving
-            if missing <= 0:
-                return leaving == 0
-            victims = self._budget.victims(missing, idle)
-            if victims:
-                for victim in victims:
-                    self._evict(link, victim)
-                return False
-        return False
-
-    def _idle(self, link: Link) -> list[Version]:
-        """Versions on a worker that nobody uses at the moment, or that others serve too."""
-        found = []
-        for handle in link.resident:
-            version = self._registry.by_handle.get(handle)
-            if version is None or version.on.get(link.name) is not State.AVAILABLE:
-                continue
-            waits = self._scheduler.waiting(version.key) and len(version.serving()) == 1
-            if not waits and not self._scheduler.in_flight(link.name, version.key):
-                found.append(version)
-        return found
+        victims = self._room.victims(link, version)
+        for victim in victims or ():
+            self._evict(link, victim)
+        return victims == [] and not self._budget.leaving(link)
 
     def _evict(self, link: Link, version: Version) -> None:
         """Take an idle version out of memory; the next request for it brings it back."""
@@ -206,7 +171,7 @@ class Residence:
     # -- unloading ---------------------------------------------------------------------------------------------
 
     def drain(self, version: Version, refusal: TfpoolError) -> None:
-        """Have a version leave all workers once they have answered what waits for it; at once where it serves nowhere."""
+        """Have a version leave all workers once what waits for it is answered; at once where it serves nowhere."""
         serving = version.serving()
         for worker in list(version.on):
             self.drain_from(version, worker)
@@ -305,7 +270,7 @@ class Residence:
             self.drain_from(newest, link.name)
             self._give_up(newest, error, final=True)
             return
-        for victim in self._budget.victims(excess, [v for v in self._idle(link) if v is not newest]):
+        for victim in self._budget.victims(excess, [v for v in self._room.idle(link) if v is not newest]):
             self._evict(link, victim)
 
     def load_failed(self, link: Link, handle: int, error: TfpoolError) -> None:

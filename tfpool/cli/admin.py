@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tfpool.cli.models import states, watching
 from tfpool.cli.options import (
     ModelRef,
     admin_option,
@@ -19,7 +20,6 @@ from tfpool.cli.options import (
     open_client,
     timeout_option,
 )
-from tfpool.cli.models import states, watching
 from tfpool.cli.output import counted, duration, print_json, size
 
 _STOP_SECONDS = 12.0

@@ -1,4 +1,4 @@
-"""Commands that change which models there are, and how requests reach their versions: add, remove, reload, label, shadow."""
+"""Commands that change which models there are, and how requests reach their versions."""
 
 from __future__ import annotations
 
@@ -126,10 +126,7 @@ def label(
     """
     wanted: dict[str, str | None] = {**dict(labels), **dict.fromkeys(gone)}
     with open_client(connect, admin) as client:
-        if wanted:
-            found = client.label(model, wanted)["labels"]
-        else:
-            found = client.status(model)[0]["label_splits"]
+        found = client.label(model, wanted)["labels"] if wanted else client.status(model)[0]["label_splits"]
     if as_json:
         print_json({"name": model, "labels": found})
         return
@@ -158,10 +155,8 @@ def shadow(model: str, rule: str | None, off: bool, connect: str | None, admin: 
     if rule is not None and off:
         raise click.UsageError("expected VERSION:PERCENT or --off, got both")
     with open_client(connect, admin) as client:
-        if rule is None and not off:
-            found = client.status(model)[0]["shadow"]
-        else:
-            found = client.shadow(model, rule)["shadow"]
+        looks = rule is None and not off
+        found = client.status(model)[0]["shadow"] if looks else client.shadow(model, rule)["shadow"]
     if as_json:
         print_json({"name": model, "shadow": found})
     else:

@@ -74,7 +74,7 @@ class _Subject:
     name: str
     base_path: str
     due: float
-    began: float | None = None
+    began: float = 0.0
     last: Look | None = None
     tickets: list[int] = field(default_factory=list)
 
@@ -95,7 +95,9 @@ class Watcher:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._subjects: dict[str, _Subject] = {}
         self._owners: dict[str, set[str]] = {}
+        self._looking: set[_Subject] = set()
         self._uncovered = False
+        self._wakes = 0.0
         self._tickets = count(1)
         self._closed = False
         self._lookers = Crew("tfpool-look", _STUCK_SECONDS, _LOOKERS)
@@ -124,7 +126,7 @@ class Watcher:
             self._drop(model)
             due = inf if self._poll_s is None and model != _ROOT else 0.0
             self._subjects[model] = _Subject(model, base_path, due)
-            self._changed.notify()
+            self._rouse(due)
 
     def forget(self, model: str) -> None:
         """Nothing more is told of ``model``, not even in answer to a look."""
@@ -144,7 +146,7 @@ class Watcher:
             ticket = next(self._tickets)
             subject.tickets.append(ticket)
             subject.due = 0.0
-            self._changed.notify()
+            self._rouse(0.0)
             return ticket
 
     def ask(self, job: Callable[[], T]) -> Future[T]:
@@ -164,7 +166,7 @@ class Watcher:
 
         with self._changed:
             self._workers.submit(run)
-            self._changed.notify()
+            self._rouse(0.0)
         return future
 
     def close(self) -> None:
@@ -194,22 +196,31 @@ class Watcher:
             crowded = self._lookers.tend() | self._workers.tend()
             with self._changed:
                 now = time.monotonic()
-                due = min((s.due for s in self._subjects.values() if s.began is None), default=inf)
-                if self._closed or due <= 0.0:
-                    continue
-                pause = _TICK_SECONDS if crowded or self._uncovered else max(due - now, _TICK_SECONDS)
-                self._changed.wait(None if pause == inf else pause)
+                due = min((s.due for s in self._subjects.values() if s not in self._looking), default=inf)
+                if crowded or self._uncovered:
+                    due = min(due, now + _TICK_SECONDS)
+                if due > 0.0 and not self._closed:
+                    self._wakes = max(due, now + _TICK_SECONDS)
+                    self._changed.wait(None if due == inf else self._wakes - now)
+                self._wakes = 0.0
+
+    def _rouse(self, due: float) -> None:
+        """Have the thread that directs awake by ``due``."""
+        if due < self._wakes:
+            self._wakes = due
+            self._changed.notify()
 
     def _start_looks(self, now: float) -> None:
-        due = [subject for subject in self._subjects.values() if subject.due <= now and subject.began is None]
+        due = [subject for subject in self._subjects.values() if subject.due <= now and subject not in self._looking]
         if not due:
             return
         late = now - _STUCK_SECONDS
-        stuck = Counter(s.device for s in self._subjects.values() if s.began is not None and s.began < late)
+        stuck = Counter(subject.device for subject in self._looking if subject.began < late)
         for subject in due:
             if subject.device is not None and stuck[subject.device] >= _STUCK_A_DEVICE:
                 subject.due = now + _STUCK_SECONDS
                 continue
+            self._looking.add(subject)
             subject.began, subject.due = now, inf
             tickets, subject.tickets = subject.tickets, []
             self._lookers.submit(lambda subject=subject, tickets=tickets: self._look(subject, tickets))  # type: ignore[misc]
@@ -224,19 +235,20 @@ class Watcher:
         except Exception as error:
             found = Look(error=Internal(f"{subject.base_path}: cannot be looked at: {error!r}"))
         with self._changed:
-            subject.began = None
+            now = time.monotonic()
+            self._looking.discard(subject)
             if self._subjects.get(subject.name) is not subject:
                 return
             before, subject.last = subject.last, found
             self._own(subject, before.directories if before else (), found.directories)
             interval = self._interval(found)
-            subject.due = min(subject.due, time.monotonic() + interval)
+            subject.due = min(subject.due, now + interval)
             news = before is None or before.told() != found.told()
             if subject.name == _ROOT:
                 self._tell([Roster(found.names, found.error)] if news else [])
             else:
                 self._tell([_sighting(subject, found, ticket) for ticket in tickets or ([0] if news else [])])
-            self._changed.notify()
+            self._rouse(now + _TICK_SECONDS if self._uncovered else subject.due)
 
     def _interval(self, found: Look) -> float:
         if not self._poll_s:
@@ -251,7 +263,7 @@ class Watcher:
     def _to_cover(self) -> dict[str, Identity]:
         """All directories that matter, once the looks that may add to them have ended."""
         late = time.monotonic() - _STUCK_SECONDS
-        if not self._uncovered or any(s.began is not None and s.began > late for s in self._subjects.values()):
+        if not self._uncovered or any(subject.began > late for subject in self._looking):
             return {}
         self._uncovered = False
         looks = [subject.last for subject in self._subjects.values() if subject.last]
@@ -262,7 +274,7 @@ class Watcher:
         with self._changed:
             for name in {name for path in directories for name in self._owners.get(path, ())}:
                 self._subjects[name].due = 0.0
-            self._changed.notify()
+                self._rouse(0.0)
 
     def _own(self, subject: _Subject, before: Iterable[str], now: Iterable[str]) -> None:
         for path in before:

@@ -1,0 +1,89 @@
+"""Where a version can go: the workers that may hold it, and which idle versions would make room for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tfpool.broker.budget import Budget
+from tfpool.broker.fleet import Fleet, Link
+from tfpool.broker.registry import Registry, Version
+from tfpool.errors import ResourceExhausted, Unavailable
+from tfpool.placement.planner import Candidate
+from tfpool.repository.states import State
+from tfpool.scheduler.core import Scheduler
+
+
+class Room:
+    """Looks at workers and budgets, and changes nothing."""
+
+    def __init__(self, registry: Registry, fleet: Fleet, budget: Budget, scheduler: Scheduler) -> None:
+        self._registry = registry
+        self._fleet = fleet
+        self._budget = budget
+        self._scheduler = scheduler
+
+    def able(self, version: Version) -> list[Link]:
+        """Workers that may hold a version, full or not.
+
+        Raises Unavailable where there is none, ResourceExhausted where it fits into none of them, however empty.
+        """
+        pins = version.settings.pin
+        links = [link for link in self._fleet.candidates() if not pins or link.name in pins]
+        if not links:
+            raise Unavailable(f"no worker can take {version.key}")
+        refusals: list[ResourceExhausted] = []
+        able = []
+        for link in links:
+            refusal = self._budget.impossible(link, version)
+            if refusal is None:
+                able.append(link)
+            else:
+                refusals.append(refusal)
+        if not able:
+            raise refusals[0]
+        return able
+
+    def candidates(self, links: list[Link], version: Version) -> list[Candidate]:
+        """Of these workers, those with room; where they are too few, also those where idle models would make some;
+        and where these are too few, all."""
+        ranks: dict[int, list[Link]] = {0: [], 1: [], 2: []}
+        for link in links:
+            missing = self._budget.missing(link, version)
+            loose = sum(link.resident.get(v.handle, 0) for v in self.idle(link)) if missing > 0 else 0
+            ranks[0 if missing <= 0 else 1 if missing <= loose else 2].append(link)
+        best: list[Link] = []
+        for ranked in ranks.values():
+            if len(best) < version.settings.replicas[0]:
+                best += ranked
+        held: Counter[str] = Counter()
+        used: Counter[str] = Counter()
+        for other in self._registry.versions():
+            for worker in other.on:
+                held[worker] += 1
+                used[worker] += other.memory_bytes or 0
+        return [Candidate(link.name, used[link.name], held[link.name], link.settings.memory) for link in best]
+
+    def idle(self, link: Link) -> list[Version]:
+        """Versions on a worker that nobody uses at the moment, or that others serve too."""
+        found = []
+        for handle in link.resident:
+            version = self._registry.by_handle.get(handle)
+            if version is None or version.on.get(link.name) is not State.AVAILABLE:
+                continue
+            waits = self._scheduler.waiting(version.key) and len(version.serving()) == 1
+            if not waits and not self._scheduler.in_flight(link.name, version.key):
+                found.append(version)
+        return found
+
+    def victims(self, link: Link, version: Version) -> list[Version] | None:
+        """Which versions should leave a worker so that another can be loaded there; none where there is room, or will
+        be once those have left that are leaving. None where too much is in use."""
+        leaving, idle = self._budget.leaving(link), self.idle(link)
+        for guess in (True, False):  # a guess is no reason to wait for models that are in use
+            missing = self._budget.missing(link, version, guess) - leaving
+            if missing <= 0:
+                return []
+            victims = self._budget.victims(missing, idle)
+            if victims:
+                return victims
+        return None
