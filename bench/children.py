@@ -102,6 +102,11 @@ class Child:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
+    def spoke(self, seconds: float) -> bool:
+        """Whether the child has said something, or ended; waits for that, no longer than ``seconds``."""
+        assert self._process.stdout is not None
+        return b"\n" in self._buffer or bool(select.select([self._process.stdout], [], [], seconds)[0])
+
     def ask(self, value: object, timeout: float = ANSWER_SECONDS) -> Any:
         """Tell, and hear."""
         self.tell(value)

@@ -16,6 +16,7 @@ import numpy as np
 
 from bench.children import Channel, Child
 from bench.fleet import quantile
+from bench.models import MAKERS
 from bench.scenario import Models, Settings
 from tfpool.wire.tensors import Array
 
@@ -24,7 +25,12 @@ BATCH_SIZES = (1, 8, 16, 32, 64, 128)
 _SCAN_SECONDS = 0.2
 _SAMPLE_ROWS = 16
 _WARM_RUNS = 20
-_ROW_SHAPES: Mapping[str, tuple[int, ...]] = {"half_plus_two": (), "mlp": (256,), "identity": (256,)}
+_ROW_SHAPES: Mapping[str, tuple[int, ...]] = {
+    "half_plus_two": (),
+    "mlp": (256,),
+    "identity": (256,),
+    "ballast_5mb": (),
+}
 
 
 def make_models(directory: str, names: Sequence[str]) -> Models:
@@ -35,16 +41,18 @@ def make_models(directory: str, names: Sequence[str]) -> Models:
 
 
 def make(channel: Channel, directory: str, names: list[str]) -> None:
-    """A child that writes the models, and rows with TensorFlow's answers; says where, by name."""
+    """A child that writes the models, and rows with TensorFlow's answers for those that will be asked; says where, by
+    name."""
     from tfpool.supervisor.zygote import import_tensorflow
-    from tfpool.testing.models import MAKERS, make_identity
     from tfpool.testing.reference import Reference
 
     import_tensorflow()
     random = np.random.default_rng(7)
     paths, samples = {}, {}
     for name in names:
-        paths[name] = make_identity(directory, (None,)) if name == "identity" else MAKERS[name](directory)
+        paths[name] = MAKERS[name](directory)
+        if name not in _ROW_SHAPES:
+            continue
         samples[name] = str(Path(directory, f"{name}.npz"))
         rows = random.standard_normal((_SAMPLE_ROWS, *_ROW_SHAPES[name]), np.float32)
         with Reference(paths[name]) as reference:

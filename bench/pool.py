@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import tfpool
 from bench.processes import family
@@ -16,8 +19,16 @@ def start(settings: Settings, *models: str, workers: int = 1) -> tfpool.Pool:
 
 def serve(settings: Settings, paths: Mapping[str, str], workers: int) -> tfpool.Pool:
     """A pool that serves models under names of the caller's choice, ready."""
+    return configure(settings, [{"name": name, "base_path": path} for name, path in paths.items()], workers)
+
+
+def configure(settings: Settings, models: Sequence[Mapping[str, Any]], workers: int, **more: Any) -> tfpool.Pool:
+    """A pool that serves ``[[model]]`` tables; ``more`` are settings such as ``memory_budget``. Ready."""
     settings.progress.say(f"starting a pool of {workers} {'worker' if workers == 1 else 'workers'}")
-    return tfpool.Pool(paths, workers=workers, threads_per_worker=1, log_level="warning")
+    tables = ["".join(f"{key} = {json.dumps(value)}\n" for key, value in model.items()) for model in models]
+    file = Path(settings.directory, "pool.toml")
+    file.write_text("".join(f"[[model]]\n{table}\n" for table in tables))
+    return tfpool.Pool(config=file, workers=workers, threads_per_worker=1, **{"log_level": "warning", **more})
 
 
 def processes(pool: tfpool.Pool) -> dict[str, int]:

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from bench.scenario import Scenario
-from bench.scenarios import clients, hops, mlp, null, soak, start, tensors
+from bench.scenarios import beside, clients, cycles, hops, mlp, null, soak, start, swap, tensors, zipf
 
 SCENARIOS: dict[str, Scenario] = {
-    module.SCENARIO.name: module.SCENARIO for module in (null, mlp, tensors, clients, start, hops, soak)
+    module.SCENARIO.name: module.SCENARIO
+    for module in (
+        null,
+        mlp,
+        tensors,
+        clients,
+        start,
+        hops,
+        soak,
+        swap,
+        beside,
+        zipf,
+        cycles,
+    )
 }

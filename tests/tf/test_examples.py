@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,7 @@ def serialized(features: dict[str, Any]) -> bytes:
             values = [v.encode() if isinstance(v, str) else v for v in values]
             made[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=values)) if values else tf.train.Feature()
         elif all(isinstance(v, int) for v in values):
-            made[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+            made[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=map(int, values)))
         else:
             made[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
     data: bytes = tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString()
@@ -111,7 +110,7 @@ def test_the_wrong_kind_of_signature(client: tfpool.Client) -> None:
         client.classify("examples", EXAMPLES, signature="predict")
     with pytest.raises(InvalidArgument, match=r"'serving_default' does not regress: .*expected .*outputs: float32"):
         client.regress("examples", EXAMPLES)
-    with pytest.raises(InvalidArgument, match="no signature 'other'; it has .*regress"):
+    with pytest.raises(InvalidArgument, match=r"no signature 'other'; it has .*regress"):
         client.regress("examples", EXAMPLES, signature="other")
 
 

@@ -88,14 +88,14 @@ class Budget:
         self._remember(version.fingerprint, found)
         self._gdsf.admit(version.handle, max(1, found.nbytes), found.load_seconds)
 
-    def released(self, link: Link, handle: int, evicted: bool) -> None:
-        """A version has left a worker."""
+    def released(self, link: Link, handle: int, evicted: bool, elsewhere: bool) -> None:
+        """A version has left a worker; ``elsewhere``: others still hold it."""
         link.reserved.pop(handle, None)
         link.resident.pop(handle, None)
         if evicted:
             with suppress(KeyError):  # it was never loaded to the end, or another replica of it has left before
                 self._gdsf.evicted(handle)
-        else:
+        elif not elsewhere:
             self._gdsf.forget(handle)
 
     def forget(self, version: Version) -> None:

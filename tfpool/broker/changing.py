@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from tfpool.broker import rows
@@ -19,7 +19,7 @@ from tfpool.broker.reload import Reload
 from tfpool.config import read_models
 from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound
 from tfpool.repository.states import State
-from tfpool.settings import ModelSettings, Split, check_shadow, check_split, format_split
+from tfpool.settings import BatchingSettings, ModelSettings, Split, check_shadow, check_split, format_split
 from tfpool.wire.messages import Control
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def unload(broker: Broker, model: str, version: int | None = None) -> list[Row]:
     if not chosen:
         have = some_names(found.versions)
         raise NotFound(f"model {model!r} has no version {version or ''}; it has {have}")
-    found.off = version is None
+    found.off = found.off or version is None
     for v in chosen:
         broker.lifecycle.unload(found, v)
 
@@ -98,7 +98,7 @@ def add(broker: Broker, model: dict[str, Any]) -> Row:
 def remove(broker: Broker, model: str) -> Row:
     """Let go of a model; answers when no worker holds it any more."""
     found = broker.registry.model(model)
-    last = list(found.versions.values())
+    last = [*found.versions.values(), *found.leaving]
     broker.notebook.took_out(model)
     broker.lifecycle.remove(found)
     broker.models_changed()
@@ -114,12 +114,19 @@ def reload(broker: Broker, tables: dict[str, Any]) -> Row:
     """Have exactly these models: ``{"model": [...], "batching": {...}}``. All that is new is loaded before anything
     changes; if something cannot be, nothing does."""
     wanted = {settings.name: settings for settings in _read(broker, tables)}
-    written = {table["name"]: table for table in tables.get("model", [])}
+    written = {
+        table["name"]: {**table, "batching": _written(wanted[table["name"]].batching)} for table in tables.get("model", [])
+    }
 
     def done() -> None:
         broker.notebook.reloaded(written)
 
     return _reload(broker, wanted, done, keep=False)
+
+
+def _written(batching: BatchingSettings) -> Row:
+    """Batching as a table that defaults no longer reach."""
+    return {**asdict(batching), "allowed_batch_sizes": list(batching.allowed_batch_sizes)}
 
 
 def _reload(broker: Broker, wanted: dict[str, ModelSettings], done: Callable[[], None], keep: bool) -> Row:

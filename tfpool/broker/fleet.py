@@ -108,4 +108,5 @@ class Fleet:
 
     def candidates(self) -> list[Link]:
         """Workers that may be given models: all that are, or will be, ready."""
-        return [link for link in self.links.values() if link.state not in (WorkerState.HALTED, WorkerState.DRAINING)]
+        out = (WorkerState.HALTED, WorkerState.DRAINING)
+        return [link for link in self.links.values() if link.leaving or link.state not in out]

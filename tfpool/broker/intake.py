@@ -9,7 +9,7 @@ from tfpool.broker.clients import Clients
 from tfpool.broker.gather import check_frames, check_regions
 from tfpool.broker.lobby import Request
 from tfpool.broker.meters import Meters
-from tfpool.broker.registry import NotLoaded, Version
+from tfpool.broker.registry import NotLoaded, Version, usable
 from tfpool.broker.resolve import Resolved, Resolver
 from tfpool.broker.taps import Taps
 from tfpool.errors import InvalidArgument, TfpoolError
@@ -145,6 +145,7 @@ class Intake:
         self._hit(version, segment.count)
         if version.cold:
             self._wake(version)
+            usable(version)  # waking it may have failed at once
         if self._taps.models and version.key.name in self._taps.models:
             return self._taps.pass_by(found, segment)
         return [Submit(found.spec, segment)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfpool.broker.lobby import Lobby
 from tfpool.broker.notebook import Notebook
-from tfpool.broker.registry import Goal, Model, Registry, Version
+from tfpool.broker.registry import Goal, Model, Registry, Version, failure
 from tfpool.broker.residence import Residence
 from tfpool.config import merge_batching
 from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
@@ -59,6 +59,7 @@ class Lifecycle:
         self._clock = clock
         self._jobs: dict[Future[Any], Callable[[Future[Any]], None]] = {}
         self._retries: dict[int, Version] = {}
+        self._rostered = not notebook.has_root
         self._log = log.get("models")
 
     # -- models ------------------------------------------------------------------------------------------------
@@ -82,18 +83,21 @@ class Lifecycle:
         del self._registry.models[name]
         model.removed = True
         self._registry.epoch += 1
-        self._lobby.refuse(name, NotFound(f"model {name!r} has been removed"))
+        refusal = NotFound(f"model {name!r} has been removed")
+        self._lobby.refuse(name, refusal)
         for version in list(model.versions.values()):
+            self._lobby.refuse(version.handle, refusal)
             self.retire(model, version)
         self._log.info("model.removed", model=name)
 
     def retire(self, model: Model, version: Version) -> None:
-        """Let a version answer what waits for it, and go for good."""
+        """Let a version answer what waits for it, and go for good; another may answer those who wait to see it."""
+        if version.retired:  # another that was nowhere went at once, and this one with it
+            return
         self._registry.retire(model, version)
         self._retries.pop(version.handle, None)
-        refusal = NotFound(f"{version.key} has been unloaded")
-        self._lobby.refuse(version.handle, refusal)
-        self.residence.drain(version, refusal)
+        self._lobby.open(version.handle)
+        self.residence.drain(version, NotFound(f"{version.key} has been unloaded"))
 
     # -- what the disk says ------------------------------------------------------------------------------------
 
@@ -147,6 +151,7 @@ class Lifecycle:
 
     def _roster(self, roster: Roster) -> None:
         """Models come and go in the root directory; those named elsewhere are left alone."""
+        self._rostered = True
         if roster.error is not None:
             self._log.warning("root.unseen", error=roster.error.message)
             return
@@ -174,12 +179,17 @@ class Lifecycle:
             return
         old = [version for number, version in model.versions.items() if number not in wanted]
         first = model.settings.transition is Transition.RESOURCE
-        if old and (first or self._may_go(model, wanted, old)):
-            for version in old:
-                self.retire(model, version)
+        if first:
+            self._retire_all(model, old)
         if not (first and model.leaving):
             for number in sorted(wanted - model.versions.keys()):
                 self._new(model, number)
+        if old and not first and self._may_go(model, wanted, old):
+            self._retire_all(model, old)
+
+    def _retire_all(self, model: Model, versions: list[Version]) -> None:
+        for version in versions:
+            self.retire(model, version)
 
     @staticmethod
     def wanted(model: Model) -> set[int]:
@@ -261,13 +271,14 @@ class Lifecycle:
         version.goal = Goal.SERVE
         self._notebook.loaded(version)
         self._registry.epoch += 1
-        if version.state is State.FAILED:
+        failed = version.state is State.FAILED
+        if failed:
             version.error, version.deaths, version.failures = None, 0, 0
             version.on.clear()
+            self._retries.pop(version.handle, None)
         if version.described:
             self.wake(version)
-        elif version.handle in self._retries:
-            self._retries.pop(version.handle)
+        elif failed:
             self._describe(version)
         return version
 
@@ -278,9 +289,8 @@ class Lifecycle:
         self._retries.pop(version.handle, None)
         self._notebook.unloaded(version)
         self._registry.epoch += 1
-        refusal = NotFound(f"{version.key} has been unloaded")
-        self._lobby.refuse(version.handle, refusal)
-        self.residence.drain(version, refusal)
+        self._lobby.open(version.handle)
+        self.residence.drain(version, NotFound(f"{version.key} has been unloaded"))
 
     def relabel(self, model: Model, settings: ModelSettings) -> None:
         """Other labels, or another shadow, from this moment on."""
@@ -308,7 +318,7 @@ class Lifecycle:
     def failed(self, version: Version, error: TfpoolError, final: bool) -> None:
         version.failures += 1
         self._registry.epoch += 1
-        self._lobby.refuse(version.handle, FailedPrecondition(f"{version.key} failed to load: {error.message}"))
+        self._lobby.refuse(version.handle, failure(version))
         if not (final or version.staged or version.retired) and version.failures <= self._pool.load_retries:
             version.retry_at = self._clock() + min(LONGEST_RETRY_SECONDS, 2.0 ** (version.failures - 1))
             self._retries[version.handle] = version
@@ -355,7 +365,7 @@ class Lifecycle:
     def settled(self) -> bool:
         """Whether every model that shall serve does, is left for later, or has failed."""
         looked = all(model.sighted for model in self._registry.models.values()) or self._pool.poll_s is None
-        return looked and all(version.settled for version in self._registry.versions())
+        return self._rostered and looked and all(version.settled for version in self._registry.versions())
 
 
 def own_settings(version: Version, settings: ModelSettings) -> ModelSettings:

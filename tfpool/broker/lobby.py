@@ -67,7 +67,10 @@ class Lobby:
     def open(self, room: Hashable) -> None:
         """What is waited for is there: let the requests in."""
         for request in self._empty(room):
-            self._admit(request)
+            try:
+                self._admit(request)
+            except TfpoolError as error:
+                self._answer(request, error)
 
     def refuse(self, room: Hashable, error: TfpoolError) -> None:
         """What is waited for will not come."""

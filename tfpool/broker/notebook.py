@@ -36,6 +36,11 @@ class Notebook:
         return self._settings.batching
 
     @property
+    def has_root(self) -> bool:
+        """Whether there is a directory in which models appear by themselves."""
+        return self._settings.server.models_root is not None
+
+    @property
     def removed(self) -> list[str]:
         """Models that somebody removed at run time."""
         return self._memo.removed
@@ -86,7 +91,10 @@ class Notebook:
 
     def shadowed(self, model: str, rule: str) -> None:
         """``rule`` is empty when there is to be no shadow."""
-        self._memo.shadows[model] = rule
+        if rule or any(settings.shadow for settings in self._settings.models if settings.name == model):
+            self._memo.shadows[model] = rule
+        else:
+            self._memo.shadows.pop(model, None)
         self._dirty = True
 
     def added(self, table: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tfpool.broker import rows
 from tfpool.broker.fleet import WorkerState
 from tfpool.broker.later import soon
+from tfpool.broker.registry import NotLoaded
 from tfpool.repository.states import State
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def metadata(broker: Broker, model: str, version: int = 0, label: str = "") -> d
     """The signatures of the version that a request would reach, loaded or not."""
 
     def question() -> dict[str, Any] | None:
-        found = broker.registry.route(model, version, label)[0][0]
+        try:
+            found = broker.registry.route(model, version, label)[0][0]
+        except NotLoaded:
+            return None
         if not (found.signatures or found.described):
             return None
         specs = found.signatures or found.foreseen
@@ -53,8 +57,8 @@ def queues(broker: Broker) -> list[dict[str, Any]]:
     for queue in broker.scheduler.backlog.queues.values():
         spec = queue.spec
         version = broker.registry.by_handle.get(spec.servable.life)
-        if version is None:
-            continue
+        if version is None or spec.signature >= len(version.signatures):
+            continue  # of a version that is gone, or of a signature that it had before its files changed
         arrived = queue.segments[0].arrived if queue.segments else None
         found.append(
             {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, TfpoolError, Unavailable
+from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.repository.states import USEFULNESS, State, Step, following
 from tfpool.settings import Loading, ModelSettings, Split
 from tfpool.types import ModelKey, SignatureSpec
@@ -106,6 +106,10 @@ class Version:
         if after is State.UNLOADED:
             del self.on[worker]
         return True
+
+    def held_by(self) -> list[str]:
+        """Workers that hold it, or are to."""
+        return [worker for worker, state in self.on.items() if state is not State.FAILED]
 
     def serving(self) -> list[str]:
         return [worker for worker, state in self.on.items() if state is State.AVAILABLE]
@@ -219,6 +223,8 @@ class Registry:
             try:
                 if weight:
                     usable.append((self._numbered(model, version), weight))
+            except NotLoaded:
+                raise
             except TfpoolError as error:
                 refusal = FailedPrecondition(f"model {name!r}, label {label!r}: {error.message}")
         if not usable and refusal is not None:
@@ -233,7 +239,7 @@ class Registry:
             raise NotFound(
                 f"model {model.settings.name!r} has no version {number}; it has {some_names(model.versions)}"
             )
-        return _usable(version)
+        return usable(version)
 
     def _newest(self, model: Model) -> Version:
         """The newest version, but one before it that has served, while it has not yet."""
@@ -241,20 +247,27 @@ class Registry:
         able = [v for v in versions if v.state is not State.FAILED and v.goal is not Goal.OFF]
         proven = [v for v in able if v.proven]
         for version in proven or able or versions:
-            return _usable(version)
+            return usable(version)
         if not model.sighted:
             raise NotLoaded(model.settings)
         raise model.error or Unavailable(f"model {model.settings.name!r} has no version")
 
 
-def _usable(version: Version) -> Version:
+def usable(version: Version) -> Version:
+    """The version itself. Raises the error that keeps it from serving."""
     if version.state is State.FAILED:
-        why = version.error.message if version.error else "unknown"
-        raise FailedPrecondition(f"{version.key} failed to load: {why}")
+        raise failure(version)
     if version.goal is Goal.OFF:
         name, number = version.key.name, version.key.version
         raise NotFound(f"{version.key} is unloaded; `tfpool load {name}:{number}` loads it")
     return version
+
+
+def failure(version: Version) -> TfpoolError:
+    """What requests for a version that could not be loaded are told."""
+    why = version.error.message if version.error else "unknown"
+    kinds = (kind for kind in (ResourceExhausted, Unavailable) if isinstance(version.error, kind))
+    return next(kinds, FailedPrecondition)(f"{version.key} failed to load: {why}")
 
 
 def signature_index(version: Version, name: str) -> int:

@@ -13,7 +13,7 @@ from functools import partial
 
 from tfpool.broker.lifecycle import Lifecycle, own_settings
 from tfpool.broker.registry import Goal, Model, Registry, Version
-from tfpool.errors import FailedPrecondition, NotFound, PermissionDenied, TfpoolError
+from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, TfpoolError
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
 from tfpool.repository.scan import scan
@@ -130,10 +130,16 @@ class Reload:
             self._lifecycle.residence.drain(version, self.error)
 
     def _commit(self) -> None:
+        drafts = self._drafts.values()
+        try:
+            settings = {v.handle: own_settings(v, d.settings) for d in drafts for v in d.versions.values()}
+        except InvalidArgument as error:  # batching parameters in the directory of a version do not fit the new ones
+            self._abort(error, "")
+            return
         self.over = True
         old: list[tuple[Model, Version]] = []
         for name, draft in self._drafts.items():
-            old += self._take(name, draft)
+            old += self._take(name, draft, settings)
         self._registry.epoch += 1
         for model, version in old:
             self._lifecycle.retire(model, version)
@@ -146,7 +152,7 @@ class Reload:
             self._lifecycle.reconcile(self._registry.models[name])
         self._done()
 
-    def _take(self, name: str, draft: Model) -> list[tuple[Model, Version]]:
+    def _take(self, name: str, draft: Model, settings: dict[int, ModelSettings]) -> list[tuple[Model, Version]]:
         """Have a model be as its draft; the versions that leave with that."""
         model = self._registry.models.get(name)
         if model is None:
@@ -157,12 +163,14 @@ class Reload:
         model.loaded_by_hand.clear()
         old = [(model, v) for number, v in model.versions.items() if draft.versions.get(number) is not v]
         for version in draft.versions.values():
-            version.settings = own_settings(version, draft.settings)
+            version.settings = settings[version.handle]
             version.staged = False
             model.versions[version.key.version] = version
         if moved:
             model.marks = {}
             self._lifecycle.watch(draft.settings)
+        else:
+            self._lifecycle.look_at(model)  # what has been seen meanwhile is told once more
         return old
 
 
@@ -179,8 +187,14 @@ def _same(version: Version, settings: ModelSettings, path: str) -> bool:
 
 def _look(base_path: str, roots: tuple[str, ...]) -> dict[int, str]:
     """The versions in a base path. Raises PermissionDenied for one outside of what is allowed, and NotFound."""
-    real = os.path.realpath(base_path)
-    allowed = [os.path.realpath(root) for root in roots]
-    if allowed and not any(real == root or real.startswith(root + os.sep) for root in allowed):
+    if roots and not any(_inside(base_path, root) for root in roots):
         raise PermissionDenied(f"{base_path} is outside of allowed_roots: {', '.join(roots)}")
     return scan(base_path)
+
+
+def _inside(path: str, root: str) -> bool:
+    try:
+        real, top = os.path.realpath(path), os.path.realpath(root)
+    except ValueError:  # a null byte
+        return False
+    return real == top or real.startswith(top.rstrip(os.sep) + os.sep)

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from tfpool.broker.budget import Budget
 from tfpool.broker.fleet import Fleet, Link, WorkerState
-from tfpool.broker.registry import Goal, Registry, Version
+from tfpool.broker.registry import Goal, Registry, Version, failure
 from tfpool.broker.room import Room
-from tfpool.errors import Internal, NotFound, ResourceExhausted, TfpoolError, Unavailable
+from tfpool.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.placement.planner import place
 from tfpool.repository.memo import Footprint
 from tfpool.repository.states import State, Step
@@ -25,6 +25,7 @@ from tfpool.types import SignatureSpec
 from tfpool.wire.messages import Bell
 
 MAX_LOAD_DEATHS = 2
+_GOING = (None, State.DRAINING, State.FAILED)
 
 
 class Listener(Protocol):
@@ -112,7 +113,7 @@ class Residence:
     def _next_loads(self, link: Link) -> None:
         """Begin loads, in order, while there are places and memory for them."""
         self._blocked.pop(link.name, None)
-        while link.up and link.loads and len(link.loading) < self._pool.load_concurrency:
+        while link.up and not link.leaving and link.loads and len(link.loading) < self._pool.load_concurrency:
             version = self._registry.by_handle.get(link.loads[0])
             if version is None or version.on.get(link.name) is not State.NEW:
                 link.loads.popleft()
@@ -217,6 +218,8 @@ class Residence:
             self._budget.forget(version)
         if version.retired or version.goal is Goal.OFF:
             self._decide(ev.ServableGone(version.key, NotFound(f"{version.key} has been unloaded")))
+        elif version.state is State.FAILED:
+            self._decide(ev.ServableGone(version.key, failure(version)))
         elif version.cold and (version.urgent or self._scheduler.waiting(version.key)):
             version.urgent = True
             self.start(version)
@@ -244,8 +247,10 @@ class Residence:
         version.proven, version.urgent, version.cold = True, False, False
         version.load_seconds, version.memory_bytes, version.peak_bytes = found.load_seconds, found.nbytes, found.peak
         version.skipped = skipped
-        if signatures != version.signatures:
-            version.signatures = signatures
+        if version.signatures and signatures != version.signatures:
+            changed = FailedPrecondition(f"the signatures of {version.key} are not what they were; ask again")
+            self._decide(ev.ServableGone(version.key, changed))
+        version.signatures = signatures
         self._registry.epoch += 1
         self._decide(ev.Routed(version.key, link.name))
         self._log.info(
@@ -285,7 +290,9 @@ class Residence:
         link.rss, link.unique = rss, unique
         link.unloading.discard(handle)
         version = self._registry.by_handle.get(handle)
-        self._budget.released(link, handle, evicted=version is not None and version.cold)
+        evicted = version is not None and version.cold
+        elsewhere = any(handle in other.resident for other in self._fleet.links.values() if other is not link)
+        self._budget.released(link, handle, evicted, elsewhere)
         if version is not None and version.step(link.name, Step.UNLOADED) and not version.on:
             self._left(version)
         residue = self._budget.residue(link)
@@ -304,7 +311,7 @@ class Residence:
     def _give_up(self, version: Version, error: TfpoolError, final: bool) -> None:
         version.error = error
         self._registry.epoch += 1
-        self._decide(ev.ServableGone(version.key, type(error)(f"{version.key} failed to load: {error.message}")))
+        self._decide(ev.ServableGone(version.key, failure(version)))
         self._listener.failed(version, error, final)
 
     # -- workers come and go -----------------------------------------------------------------------------------
@@ -343,15 +350,24 @@ class Residence:
                 self.start(version)
 
     def vacate(self, link: Link) -> None:
-        """Have others load what a worker serves, while it goes on serving; see :meth:`step_vacate`."""
+        """Have others load what a worker serves, while it goes on serving; see :meth:`step_vacate`.
+
+        Raises the error of a version that no other worker can take; nothing has changed then.
+        """
         link.state = WorkerState.DRAINING
-        for version in self._registry.versions():
-            state = version.on.get(link.name)
-            if state is not None and not [w for w in version.serving() if w != link.name]:
-                del version.on[link.name]
-                version.urgent = True
-                self.start(version)
-                version.on[link.name] = state
+        held = [v for v in self._registry.versions() if v.on.get(link.name) not in _GOING]
+        moving = [v for v in held if not [w for w in v.serving() if w != link.name]]
+        try:
+            for version in moving:
+                self._room.able(version)
+        except TfpoolError:
+            link.state = WorkerState.READY
+            raise
+        for version in moving:
+            state = version.on.pop(link.name)
+            version.urgent = True
+            self.start(version)
+            version.on[link.name] = state
 
     def step_vacate(self, link: Link) -> bool:
         """Let go of what others serve by now; True when nothing is left.
@@ -359,7 +375,7 @@ class Residence:
         Raises the error of a version that no other worker could load; the worker then keeps it.
         """
         for version in self._registry.versions():
-            if version.on.get(link.name) in (None, State.DRAINING):
+            if version.on.get(link.name) in _GOING:
                 continue
             others = {w: state for w, state in version.on.items() if w != link.name}
             if State.AVAILABLE in others.values():
@@ -367,4 +383,4 @@ class Residence:
             elif all(state is State.FAILED for state in others.values()):
                 link.state = WorkerState.READY
                 raise version.error or Unavailable(f"no other worker can take {version.key}")
-        return not any(link.name in v.on for v in self._registry.versions())
+        return not any(v.on.get(link.name, State.FAILED) is not State.FAILED for v in self._registry.versions())

@@ -18,6 +18,7 @@ from tfpool.types import DType, SignatureSpec, TensorSpec, format_shape
 from tfpool.wire.keys import RequestKey, unpack_request_key
 
 MAX_KEYS = 4096
+Weights = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Resolver:
         self._parsed: dict[bytes, RequestKey] = {}
         self._known: dict[bytes, Resolved | Split | TfpoolError] = {}
         self._specs: dict[tuple[object, ...], QueueSpec] = {}
+        self._spreaders: dict[tuple[bytes, Weights], Spreader] = {}
         self._next = 0
         self.closed: list[int] = []
 
@@ -68,7 +70,7 @@ class Resolver:
         found = self._known.get(packed)
         if found is None:
             try:
-                found = self._resolve(key)
+                found = self._resolve(packed, key)
             except TfpoolError as error:
                 found = error
             self._known[packed] = found
@@ -76,12 +78,21 @@ class Resolver:
             raise found
         return found
 
-    def _resolve(self, key: RequestKey) -> Resolved | Split:
+    def _resolve(self, packed: bytes, key: RequestKey) -> Resolved | Split:
         route = self._registry.route(key.model, key.version, key.label)
         if len(route) == 1:
             return self._meant(route[0][0], key)
         parts = {version.key.version: self._meant(version, key) for version, _ in route}
-        return Split(Spreader(tuple((version.key.version, weight) for version, weight in route)), parts)
+        return Split(self._spreader(packed, tuple((v.key.version, weight) for v, weight in route)), parts)
+
+    def _spreader(self, packed: bytes, weights: Weights) -> Spreader:
+        """One that goes on where it was, however often the registry changes."""
+        spreader = self._spreaders.get((packed, weights))
+        if spreader is None:
+            if len(self._spreaders) >= MAX_KEYS:
+                self._spreaders.clear()
+            spreader = self._spreaders[packed, weights] = Spreader(weights)
+        return spreader
 
     def _meant(self, version: Version, key: RequestKey) -> Resolved:
         if not version.signatures:

@@ -24,7 +24,7 @@ def model_rows(model: Model) -> list[dict[str, Any]]:
 
 def version_row(model: Model, version: Version) -> dict[str, Any]:
     row = _row(version.key.name, version.key.version, version.state.value, None)
-    row["workers"] = sorted(version.on)
+    row["workers"] = sorted(version.held_by())
     row["labels"] = model.labels_of(version.key.version) if not version.retired else []
     row["memory_bytes"] = version.memory_bytes
     row["peak_bytes"] = version.peak_bytes
@@ -62,7 +62,7 @@ def worker_row(link: Link, versions: Iterable[Version]) -> dict[str, Any]:
         "memory": {"rss": link.rss, "unique": link.unique, "base": link.base, "budget": link.settings.memory},
         "busy": round(link.busy_share, 4),
         "deaths": link.deaths,
-        "models": sorted(str(v.key) for v in versions if link.name in v.on),
+        "models": sorted(str(v.key) for v in versions if link.name in v.held_by()),
     }
 
 

@@ -52,7 +52,8 @@ class ShadowMeter:
 
     def _numbers(self, mine: Any, other: Any) -> None:
         wide = np.complex128 if mine.dtype.kind == "c" else np.float64
-        apart = np.abs(mine.astype(wide) - other.astype(wide))
+        with np.errstate(all="ignore"):
+            apart = np.abs(mine.astype(wide) - other.astype(wide))
         apart = np.where((mine == other) | ((mine != mine) & (other != other)), 0.0, apart)
         self.max_abs_difference = max(self.max_abs_difference, float(np.nan_to_num(apart, nan=np.inf).max()))
         if mine.ndim and mine.shape[-1] > 1 and mine.dtype.kind not in "cb":

@@ -120,9 +120,10 @@ class Notices:
                 self._log.warning("watcher.polls", why=error)
             self.works = False
             watches = [watch for watch in (self._large, self._small, *self._retired) if watch]
+            watched = {path for watch in watches for path in watch.directories}
         for watch in watches:
             watch.stopped.set()
-        self._changed({path for watch in watches for path in watch.directories})
+        self._changed(watched)
 
 
 class _Watch:
@@ -133,6 +134,7 @@ class _Watch:
         fail: Callable[[Exception], None],
     ) -> None:
         self.directories = directories
+        self._paths = list(directories)  # directories loses those that are replaced, while this is being set up
         self.settled = False
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._run, args=(hear, fail), name="tfpool-notices", daemon=True)
@@ -153,7 +155,7 @@ class _Watch:
         from watchfiles import Change, watch
 
         found = watch(
-            *(path for path in self.directories if os.path.isdir(path)),
+            *filter(os.path.isdir, self._paths),
             watch_filter=None,
             debounce=_DEBOUNCE_MS,
             step=_STEP_MS,

@@ -11,10 +11,10 @@ import os
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from math import inf
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ _TICK_SECONDS = 0.1
 _STUCK_SECONDS = 0.5
 _STUCK_A_DEVICE = 4
 _LOOKERS = 32
+_COVER_SECONDS = 1.0
 _JOB_SECONDS = 5.0
 _JOBS = 8
 _CLOSE_SECONDS = 2.0
@@ -74,7 +75,6 @@ class _Subject:
     name: str
     base_path: str
     due: float
-    began: float = 0.0
     last: Look | None = None
     tickets: list[int] = field(default_factory=list)
 
@@ -96,7 +96,9 @@ class Watcher:
         self._subjects: dict[str, _Subject] = {}
         self._owners: dict[str, set[str]] = {}
         self._looking: set[_Subject] = set()
+        self._running: dict[_Subject, float] = {}
         self._uncovered = False
+        self._covered = time.monotonic()
         self._wakes = 0.0
         self._tickets = count(1)
         self._closed = False
@@ -189,12 +191,13 @@ class Watcher:
             with self._changed:
                 if self._closed:
                     return
-                self._start_looks(time.monotonic())
-                wanted = self._to_cover()
+                now = time.monotonic()
+                wanted = self._to_cover(now)
+                self._start_looks(now)
             if wanted and self._notices:
                 self._notices.cover(wanted)
-            crowded = self._lookers.tend() | self._workers.tend()
             with self._changed:
+                crowded = self._lookers.tend() | self._workers.tend()
                 now = time.monotonic()
                 due = min((s.due for s in self._subjects.values() if s not in self._looking), default=inf)
                 if crowded or self._uncovered:
@@ -211,22 +214,34 @@ class Watcher:
             self._changed.notify()
 
     def _start_looks(self, now: float) -> None:
-        due = [subject for subject in self._subjects.values() if subject.due <= now and subject not in self._looking]
-        if not due:
-            return
-        late = now - _STUCK_SECONDS
-        stuck = Counter(subject.device for subject in self._looking if subject.began < late)
-        for subject in due:
-            if subject.device is not None and stuck[subject.device] >= _STUCK_A_DEVICE:
-                subject.due = now + _STUCK_SECONDS
-                continue
-            self._looking.add(subject)
-            subject.began, subject.due = now, inf
-            tickets, subject.tickets = subject.tickets, []
-            self._lookers.submit(lambda subject=subject, tickets=tickets: self._look(subject, tickets))  # type: ignore[misc]
+        for subject in self._subjects.values():
+            if subject.due <= now and subject not in self._looking:
+                subject.due = inf
+                self._looking.add(subject)
+                self._lookers.submit(partial(self._look, subject))
 
-    def _look(self, subject: _Subject, tickets: list[int]) -> None:
+    def _begin(self, subject: _Subject) -> list[int] | None:
+        """The tickets that the look will answer; None when its disk seems dead: then it is put off."""
+        with self._changed:
+            now = time.monotonic()
+            stuck = sum(other.device == subject.device for other in self._stuck(now))
+            if subject.device is not None and stuck >= _STUCK_A_DEVICE:
+                self._looking.discard(subject)
+                subject.due = now + _STUCK_SECONDS
+                self._rouse(subject.due)
+                return None
+            self._running[subject] = now
+            tickets, subject.tickets = subject.tickets, []
+            return tickets
+
+    def _stuck(self, now: float) -> list[_Subject]:
+        return [subject for subject, began in self._running.items() if began < now - _STUCK_SECONDS / 2]
+
+    def _look(self, subject: _Subject) -> None:
         """On a thread of the crew."""
+        tickets = self._begin(subject)
+        if tickets is None:
+            return
         try:
             if subject.name == _ROOT:
                 found = look_below(subject.base_path, subject.last.names if subject.last else {})
@@ -237,6 +252,7 @@ class Watcher:
         with self._changed:
             now = time.monotonic()
             self._looking.discard(subject)
+            del self._running[subject]
             if self._subjects.get(subject.name) is not subject:
                 return
             before, subject.last = subject.last, found
@@ -260,12 +276,12 @@ class Watcher:
             return max(self._poll_s, _NET_SECONDS * random.uniform(0.8, 1.2))  # not all of them at once
         return self._poll_s
 
-    def _to_cover(self) -> dict[str, Identity]:
-        """All directories that matter, once the looks that may add to them have ended."""
-        late = time.monotonic() - _STUCK_SECONDS
-        if not self._uncovered or any(subject.began > late for subject in self._looking):
+    def _to_cover(self, now: float) -> dict[str, Identity]:
+        """All directories that matter, once the looks that may add to them have ended; they are given a second."""
+        looking = len(self._looking) > len(self._stuck(now))
+        if not self._uncovered or (looking and now < self._covered + _COVER_SECONDS):
             return {}
-        self._uncovered = False
+        self._uncovered, self._covered = False, now
         looks = [subject.last for subject in self._subjects.values() if subject.last]
         return {path: identity for found in looks for path, identity in found.directories.items()}
 

@@ -1,8 +1,9 @@
 """A pool without TensorFlow: supervisor, broker and workers are the real ones, the models are numpy functions.
 
-A model's directory holds an empty ``saved_model.pb``; its base name says which of :data:`KINDS` it is. ``python -m
-tfpool.testing.fake_worker FILE`` serves the pickled settings in FILE; :class:`FakePool` starts that as a process.
-:func:`run` is one worker, for tests that are the supervisor themselves.
+A model's directory holds an empty ``saved_model.pb``; its base name says which of :data:`KINDS` it is. What a load
+does is told by files beside the graph: see :class:`Orders`. ``python -m tfpool.testing.fake_worker FILE`` serves the
+pickled settings in FILE; :class:`FakePool` starts that as a process. :func:`run` is one worker, for tests that are the
+supervisor themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from tfpool.repository import describe
 from tfpool.repository.describe import Description
 from tfpool.settings import BatchingSettings, ModelSettings, PoolSettings, ServerSettings, Settings, WorkerSettings
 from tfpool.types import DType, Shape, SignatureSpec, TensorSpec, numpy_dtype
-from tfpool.worker import executor, loader, main, warmup
+from tfpool.worker import executor, loader, main, memory, warmup
 from tfpool.worker.boot import Boot
 from tfpool.worker.loader import Loaded, Signature
 
@@ -36,6 +38,7 @@ POISON_VALUE = 7.0
 SPILL_FLOATS = 50_000
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
+BASE_BYTES = 32 << 20
 _STEP_SECONDS = 0.01
 
 Function = Callable[..., Sequence[Any]]
@@ -55,11 +58,44 @@ def install() -> None:
     loader.load = load
     loader.explain = vars(executor)["explain"] = explain
     warmup.warm = lambda loaded, sizes: None
+    memory.unique = memory.resident = memory.high_water = _held.total
 
 
 def _describe(directory: str, tags: Sequence[str] = ()) -> Description:
     """A version directory without a graph to read."""
-    return Description((), {}, {}, *describe.fingerprint(directory))
+    orders = Orders(directory)
+    if orders.garbled.exists():
+        raise FailedPrecondition(f"{directory}: {orders.garbled.read_text()}")
+    return Description((), {}, describe._batching(directory), *describe.fingerprint(directory))
+
+
+class Orders:
+    """Files in a version's directory that tell how its load goes."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.hold = Path(directory) / "hold"
+        """The load waits until it is gone."""
+        self.fail = Path(directory) / "fail"
+        """The load fails with this text."""
+        self.garbled = Path(directory) / "garbled"
+        """The graph cannot be read, for the reason that this says."""
+        self.nbytes = Path(directory) / "bytes"
+        """What the version takes of the worker's memory, as the worker tells it."""
+        self.residue = Path(directory) / "residue"
+        """What of that stays when it is unloaded."""
+
+
+class _Memory:
+    """What this worker says that it holds."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def total(self) -> int:
+        return BASE_BYTES + self.held
+
+
+_held = _Memory()
 
 
 def explain(error: Exception, what: str) -> TfpoolError:
@@ -68,13 +104,29 @@ def explain(error: Exception, what: str) -> TfpoolError:
 
 
 class _Session:
+    """Holds memory until it is closed; ``residue`` bytes of it for ever."""
+
+    def __init__(self, nbytes: int, residue: int) -> None:
+        self._returns = nbytes - residue
+        _held.held += nbytes
+
     def close(self) -> None:
-        pass
+        _held.held -= self._returns
 
 
 def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[str] = ()) -> Loaded:
-    """The model that the directory's name asks for. Raises FailedPrecondition for the broken one."""
-    return Loaded(_Session(), KINDS[Path(path).parent.name.split("-")[0]](path), {})
+    """The model that the directory's name asks for. Raises FailedPrecondition for the broken one, and when told to."""
+    orders = Orders(path)
+    while orders.hold.exists():
+        time.sleep(_STEP_SECONDS)
+    if orders.fail.exists():
+        raise FailedPrecondition(f"{path}: {orders.fail.read_text()}")
+    signatures = KINDS[Path(path).parent.name.split("-")[0]](path)
+    return Loaded(_Session(_number(orders.nbytes), _number(orders.residue)), signatures, {})
+
+
+def _number(file: Path) -> int:
+    return int(file.read_text()) if file.exists() else 0
 
 
 # -- models --------------------------------------------------------------------------------------------------------
@@ -210,6 +262,22 @@ def _counter(path: str) -> list[Signature]:
     return [signature(call, {"x": (DType.FLOAT, (-1,))}, {"total": (DType.FLOAT, (-1,))}, mutates=True)]
 
 
+def _numbered(path: str) -> list[Signature]:
+    """``y`` = x times the version, and ``turned``, x shifted by the version. Version 2 fails a batch with a row of 7,
+    version 3 has no ``turned``, version 4 has another signature before this one."""
+    number = int(Path(path).name)
+
+    def call(x: Any) -> Sequence[Any]:
+        if number == 2 and (x == POISON_VALUE).any():
+            raise InvalidArgument("a row of 7")
+        return (x * number,) if number == 3 else (np.roll(x, number, axis=-1), x * number)
+
+    rows: tuple[DType, Shape | None] = (DType.FLOAT, (-1, 4))
+    outputs = {"y": rows} if number == 3 else {"turned": rows, "y": rows}
+    found = [signature(call, {"x": rows}, outputs)]
+    return [signature(call, {"x": rows}, outputs, name="other"), *found] if number == 4 else found
+
+
 def _broken(path: str) -> list[Signature]:
     """Cannot be loaded."""
     raise FailedPrecondition(f"{path}: broken on purpose")
@@ -233,6 +301,7 @@ KINDS: dict[str, Callable[[str], list[Signature]]] = {
     "wrong": _wrong,
     "spill": _spill,
     "counter": _counter,
+    "numbered": _numbered,
     "broken": _broken,
     "killer": _killer,
 }
@@ -241,27 +310,50 @@ KINDS: dict[str, Callable[[str], list[Signature]]] = {
 # -- pools ---------------------------------------------------------------------------------------------------------
 
 
-def model(directory: Path, kind: str, name: str = "", **options: Any) -> ModelSettings:
-    """Settings of a model of a kind, its directory made; keys of BatchingSettings go into ``batching``."""
+def version(base: Path | str, number: int, **orders: Any) -> Path:
+    """A version directory, complete from the moment it is there; ``orders`` are the contents of files of
+    :class:`Orders` by name, ``nbytes`` and ``residue`` numbers."""
+    draft, made = Path(base) / f".{number}", Path(base) / str(number)
+    draft.mkdir(parents=True, exist_ok=True)
+    for name, content in orders.items():
+        getattr(Orders(draft), name).write_text(str(content))
+    (draft / "saved_model.pb").write_text(str(number))
+    draft.rename(made)
+    return made
+
+
+def model(directory: Path, kind: str, name: str = "", versions: Iterable[int] = (1,), **options: Any) -> ModelSettings:
+    """Settings of a model of a kind, its directory made; keys of BatchingSettings go into ``batching``, and those of
+    :class:`Orders` into each version."""
     base = directory / (f"{kind}-{name}" if name else kind)
-    (base / "1").mkdir(parents=True, exist_ok=True)
-    (base / "1" / "saved_model.pb").touch()
+    orders = {key: options.pop(key) for key in list(options) if key in vars(Orders(""))}
+    for number in versions:
+        if not (base / str(number)).exists():
+            version(base, number, **orders)
     batching = {key: options.pop(key) for key in list(options) if key in BatchingSettings.__dataclass_fields__}
     return ModelSettings(name or kind, str(base), batching=BatchingSettings(**batching), **options)
 
 
-def settings(directory: Path, models: Iterable[ModelSettings], workers: int = 2, **pool: Any) -> Settings:
-    """Of a pool whose endpoints lie in ``directory``."""
-    server = ServerSettings((f"ipc://{directory}/pool",), f"ipc://{directory}/admin", log_level="warning")
-    names = tuple(WorkerSettings(f"cpu{i}", threads=1) for i in range(workers))
-    return Settings(server, PoolSettings(**{"shm_budget": 16 << 20, **pool}), names, models=tuple(models))
+def settings(
+    directory: Path,
+    models: Iterable[ModelSettings],
+    workers: int = 2,
+    server: dict[str, Any] | None = None,
+    memory: int | None = None,
+    **pool: Any,
+) -> Settings:
+    """Of a pool whose endpoints lie in ``directory``; ``memory`` is each worker's budget."""
+    listening = ServerSettings((f"ipc://{directory}/pool",), f"ipc://{directory}/admin", log_level="warning")
+    names = tuple(WorkerSettings(f"cpu{i}", threads=1, memory=memory) for i in range(workers))
+    everything = PoolSettings(**{"shm_budget": 16 << 20, **pool})
+    return Settings(replace(listening, **(server or {})), everything, names, models=tuple(models))
 
 
 class FakePool:
     """A pool in processes of its own, ended with :meth:`close`."""
 
-    def __init__(self, directory: Path, models: Iterable[ModelSettings], workers: int = 2, **pool: Any) -> None:
-        self.settings = settings(directory, models, workers, **pool)
+    def __init__(self, directory: Path, models: Iterable[ModelSettings], workers: int = 2, **options: Any) -> None:
+        self.settings = settings(directory, models, workers, **options)
         self.endpoint, self.admin = self.settings.server.listen[0], self.settings.server.admin_listen
         self.directory = directory
         self._file = directory / "settings"

@@ -126,8 +126,8 @@ def make_dtypes(directory: str) -> str:
 def make_examples(directory: str) -> str:
     """Serialized tf.Examples ``inputs`` [?] with the features x [3] of floats, word (default "none") and n (default 0).
 
-    ``serving_default``: classes ["sum", "n", word] and scores [sum of x, n, length of word], [?, 3] both; ``scores`` and
-    ``classes`` one of them. ``regress``: outputs [?, 1], sum of x and n; ``regress_flat``: the same as [?].
+    ``serving_default``: classes ["sum", "n", word] and scores [sum of x, n, length of word], [?, 3] both; ``scores``
+    and ``classes`` one of them. ``regress``: outputs [?, 1], sum of x and n; ``regress_flat``: the same as [?].
     ``predict``: the same as y [?], which is neither.
     """
     import tensorflow as tf

@@ -45,6 +45,7 @@ def pin(boot: Boot) -> None:
         with suppress(OSError):  # a container may have lost the CPU since the plan was made
             os.sched_setaffinity(0, boot.cpus)
     os.environ["OMP_NUM_THREADS"] = str(boot.threads)
+    os.environ["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "1"  # TensorFlow's own never gives an unloaded model's memory back
     os.environ["CUDA_VISIBLE_DEVICES"] = boot.device.removeprefix("gpu:") if boot.device != "cpu" else "-1"
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # the broker must outlive its workers

@@ -6,6 +6,7 @@ goes on being served. The end of the doorbell's file is the end of the worker.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -46,6 +47,7 @@ class Worker:
         self._config = loader.session_config(boot.threads, gpu_memory)
 
     def serve(self) -> None:
+        gc.freeze()  # what is imported stays: no collection visits it, nor copies its pages from the zygote
         with quiet_stderr():
             loader.start_runtime(self._config)
         threading.Thread(target=self._report, name="gauge", daemon=True).start()

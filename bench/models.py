@@ -1,0 +1,64 @@
+"""Models that only the bench needs: one that is slow to load, and ballast, which has weight and computes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from tfpool.testing.models import MAKERS as SAMPLES
+from tfpool.testing.models import make_identity
+
+CACHE = "TFPOOL_BENCH_CACHE"
+BALLAST = {"ballast_5mb": 5_000_000, "ballast_100mb": 100_000_000}
+
+
+def make_resnet50(directory: str) -> str:
+    """ResNet50 with random weights: image [?, 224, 224, 3] -> probabilities [?, 1000].
+
+    It takes a while, so that it is kept in the directory that the environment names, if it does.
+    """
+    base = os.path.join(os.environ.get(CACHE) or directory, "resnet50")
+    if not os.path.exists(base):
+        import tensorflow as tf
+
+        model = tf.keras.applications.ResNet50(weights=None)
+        variables = [variable.value for variable in model.variables]
+        _save(
+            base,
+            lambda x: {"probabilities": model(x, training=False)},
+            tf.TensorSpec((None, 224, 224, 3), tf.float32, "image"),
+            variables,
+        )
+    return base
+
+
+def make_ballast(name: str, directory: str) -> str:
+    """y = x + 1 on x [?], where the 1 is the first of as many float32 as ``name`` says."""
+    import tensorflow as tf
+
+    weights = tf.Variable(tf.ones(BALLAST[name] // 4))
+    base = os.path.join(directory, name)
+    _save(base, lambda x: {"y": x + tf.gather(weights, 0)}, tf.TensorSpec((None,), tf.float32, "x"), weights)
+    return base
+
+
+def _save(base: str, run: Callable[[Any], Any], spec: Any, tracked: object) -> None:
+    """Version 1; ``base`` appears when all of it is there."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.tracked = tracked
+    apart = f"{base}.{os.getpid()}"
+    function = tf.function(run, input_signature=[spec], autograph=False)
+    tf.saved_model.save(module, os.path.join(apart, "1"), signatures={"serving_default": function})
+    os.rename(apart, base)
+
+
+MAKERS: Mapping[str, Callable[[str], str]] = {
+    **SAMPLES,
+    "identity": partial(make_identity, row_shape=(None,)),
+    "resnet50": make_resnet50,
+    **{name: partial(make_ballast, name) for name in BALLAST},
+}

@@ -1,0 +1,208 @@
+"""Many models, memory for few of them: what the budget costs, and whether it is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import tfpool
+from bench import pool
+from bench.processes import footprint
+from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.steady import Notes, Steady, ms
+from tfpool.wire.tensors import Array
+
+MODELS, QUICK_MODELS = 200, 40
+ROOM = 20  # models that the budget has room for, in all workers together
+REQUESTS, QUICK_REQUESTS = 1000, 100
+IN_FLIGHT = 16
+EXPONENT = 1.0
+WORKERS = 2
+_PROBED = 6
+_SAMPLE_SECONDS = 0.1
+_MODEL = "ballast_5mb"
+
+TARGETS = {
+    "failures": Target(0.0, on="ours"),
+    "most that a worker had to itself, beside its budget": Target(1.0),
+    "most PSS of a worker, beside its budget": Target(1.0),
+    "evictions, beside an ideal LRU": Target(1.2),
+}
+
+
+def measure(settings: Settings) -> Iterable[Figure]:
+    """Two workers, one client process. Each repeat has a pool, and a sequence of requests, of its own."""
+    sheet = Sheet(TARGETS)
+    models = _copies(settings, QUICK_MODELS if settings.quick else MODELS)
+    base, each = _sizes(settings, models)
+    budget = WORKERS * base + ROOM * each
+    for number in settings.repeats():
+        picks = zipf(len(models), QUICK_REQUESTS if settings.quick else REQUESTS, number)
+        with (
+            pool.configure(
+                settings, models, WORKERS, memory_budget=budget, log_level="info", log_format="json"
+            ) as served,
+            Steady(served, [model["name"] for model in models], settings.models.samples[_MODEL]) as load,
+        ):
+            settings.progress.say(f"{len(picks)} requests to {len(models)} models")
+            watch = Watch(served)
+            load.pick(IN_FLIGHT, picks)
+            begun = time.monotonic()
+            while not load.over(_SAMPLE_SECONDS):
+                watch.look()
+            took = time.monotonic() - begun
+            notes = load.collect()
+            watch.look()
+            _add(sheet, served, watch, notes, picks, took, {"base": base, "model": each})
+    return sheet.figures()
+
+
+def _copies(settings: Settings, number: int) -> list[dict[str, Any]]:
+    """``[[model]]`` tables of models that differ to who looks at their files."""
+    found = []
+    for index in range(number):
+        home = Path(settings.directory, "zipf", f"m{index:03}")
+        shutil.copytree(settings.models.paths[_MODEL], home, copy_function=shutil.copy)
+        found.append({"name": home.name, "base_path": str(home), "preload": False})
+    return found
+
+
+def _sizes(settings: Settings, models: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Bytes that an empty worker has to itself, and that a model adds: as the pool measures them."""
+    with pool.configure(settings, models[: WORKERS * _PROBED], WORKERS) as served:
+        client = served.client()
+        loaded = [client.load(model["name"])["memory_bytes"] for model in models[: WORKERS * _PROBED]]
+        return max(row["memory"]["base"] for row in client.workers()), int(median(loaded))
+
+
+def zipf(models: int, requests: int, seed: int) -> list[int]:
+    """A model for each request; model n is asked for in proportion to 1 / (n + 1)."""
+    weights = 1.0 / np.arange(1, models + 1) ** EXPONENT
+    chosen: list[int] = np.random.default_rng(seed).choice(models, requests, p=weights / weights.sum()).tolist()
+    return chosen
+
+
+def lru(picks: Iterable[int], room: int) -> tuple[int, int]:
+    """Loads and evictions of a cache that keeps the ``room`` models that were asked for last."""
+    held: OrderedDict[int, None] = OrderedDict()
+    loads = evictions = 0
+    for model in picks:
+        if model in held:
+            held.move_to_end(model)
+            continue
+        loads += 1
+        held[model] = None
+        if len(held) > room:
+            held.popitem(last=False)
+            evictions += 1
+    return loads, evictions
+
+
+# -- what is seen meanwhile ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Watch:
+    """Looks at a pool: its workers' memory, and its log, which says when which model was in memory."""
+
+    served: tfpool.Pool
+    samples: list[dict[str, tuple[int, int, int, int]]] = field(default_factory=list)
+    pids: set[int] = field(default_factory=set)
+    _lines: dict[str, None] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """One sample: of each worker PSS, unique bytes, what the pool thinks these are, and its budget."""
+        self._lines |= dict.fromkeys(self.served.log().splitlines())
+        sample = {}
+        for row in self.served.client().workers():
+            with suppress(OSError):  # it is being replaced
+                found, told = footprint(row["pid"]), row["memory"]
+                sample[row["name"]] = (found.pss, found.unique, told["unique"], told["budget"])
+                self.pids.add(row["pid"])
+        self.samples.append(sample)
+
+    def shares(self, index: int) -> Iterator[tuple[float, float]]:
+        """MB, and those of the budget, of every sample."""
+        return ((values[index] / 1e6, values[3] / 1e6) for sample in self.samples for values in sample.values())
+
+    def changes(self) -> Iterator[tuple[float, str, bool]]:
+        """When (monotonic seconds) which model came to be in memory, or left it."""
+        offset = time.time() - time.monotonic()
+        for line in self._lines:
+            with suppress(ValueError):  # cut in the middle
+                fields = json.loads(line)
+                if fields["event"] in ("model.available", "model.evicted"):
+                    moment = datetime.fromisoformat(fields["time"].replace("Z", "+00:00")).timestamp()
+                    yield moment - offset, fields["model"], fields["event"] == "model.available"
+
+
+class Residency:
+    """Which models were in memory when, from :meth:`Watch.changes`."""
+
+    def __init__(self, changes: Iterable[tuple[float, str, bool]]) -> None:
+        self._of: dict[str, tuple[list[float], list[bool]]] = {}
+        here: set[str] = set()
+        self.most = 0
+        for moment, model, came in sorted(changes):
+            moments, states = self._of.setdefault(model, ([], []))
+            moments.append(moment)
+            states.append(came)
+            here = here | {model} if came else here - {model}
+            self.most = max(self.most, len(here))
+
+    def cold(self, model: str, moment: float) -> bool:
+        """Whether a request of this moment has to wait for a load."""
+        moments, states = self._of.get(model, ([], []))
+        last = bisect_right(moments, moment) - 1
+        return last < 0 or not states[last]
+
+
+def _add(
+    sheet: Sheet,
+    served: tfpool.Pool,
+    watch: Watch,
+    notes: Notes,
+    picks: Sequence[int],
+    took: float,
+    sizes: Mapping[str, int],
+) -> None:
+    residency = Residency(watch.changes())
+    told = served.client().stats()
+    names = [f"m{picks[number]:03}" for number in notes.numbers]
+    cold = np.array([residency.cold(name, due) for name, due in zip(names, notes.due, strict=True)], bool)
+    loads, evictions = lru(picks, ROOM)
+    sheet.rate("requests", "req/s", len(notes.due) / took)
+    sheet.cost("failures", "", notes.failed, detail={"errors": list(notes.errors)})
+    for name, index in (("PSS of a worker", 0), ("that a worker had to itself", 1), ("that the pool knew of", 2)):
+        ours, budget = max(watch.shares(index), key=lambda share: share[0] / share[1])
+        sheet.cost(f"most {name}, beside its budget", "MB", ours, budget, sizes)
+    sheet.rate("most models at once, beside those with room", "", residency.most, ROOM)
+    sheet.cost("evictions, beside an ideal LRU", "", told["evictions"], evictions)
+    sheet.cost("loads, beside an ideal LRU", "", told["loads"], loads)
+    sheet.cost("cold requests", "%", 100 * float(np.mean(cold)))
+    for name, chosen in (("cold", cold), ("warm", ~cold)):
+        seconds: Array = np.sort(notes.seconds[chosen])
+        sheet.cost(f"{name} p50", "ms", ms(seconds, 0.5))
+        sheet.cost(f"{name} p99", "ms", ms(seconds, 0.99))
+    sheet.cost("workers replaced", "", len(watch.pids) - WORKERS)
+
+
+SCENARIO = Scenario(
+    "zipf",
+    f"{MODELS} models of 5 MB, memory for {ROOM} of them, Zipf({EXPONENT}), {IN_FLIGHT} in flight",
+    measure,
+    (_MODEL,),
+    TARGETS,
+)

@@ -1,0 +1,211 @@
+"""A load that goes on while things happen to the pool, and notes of every request when it was due and how long it took.
+
+Closed: so many requests under way. Open: Poisson arrivals, and a latency counts from when its request was due. A
+request that fails is counted and is no error: what the pool does to those who use it is the figure.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+import tfpool
+from bench.children import Channel, Child
+from bench.fleet import WrongAnswer, quantile, sleep_until
+from bench.loads import wrong
+from tfpool.wire.tensors import Array
+
+Span = tuple[float, float]
+
+_CHECKED = 32
+_KEPT_ERRORS = 5
+_STEP_SECONDS = 0.01
+_SWITCH_SECONDS = 0.0002  # or who sends would wait for who receives
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Requests that were answered: their numbers, when they were due (monotonic seconds), seconds until the answer.
+
+    ``failed`` counts the others, ``errors`` has what the first of them got.
+    """
+
+    numbers: Array
+    due: Array
+    seconds: Array
+    failed: int = 0
+    errors: Sequence[str] = ()
+
+    def within(self, *spans: Span) -> Array:
+        """Seconds, increasing, of the requests that were due in one of these spans."""
+        chosen = np.zeros(len(self.due), bool)
+        for begin, end in spans:
+            chosen |= (self.due >= begin) & (self.due < end)
+        return np.sort(self.seconds[chosen])
+
+
+def ms(ordered: Array, q: float) -> float:
+    """Milliseconds that a share ``q`` of increasing seconds does not exceed."""
+    return float(quantile(ordered.tolist(), q)) * 1e3
+
+
+class Steady:
+    """A child with one client of a pool. ``samples`` is an .npz of rows x and answers y, those of all ``models``."""
+
+    def __init__(self, pool: tfpool.Pool, models: Sequence[str], samples: str) -> None:
+        self._notes = f"{samples}.notes.npz"
+        self._child = Child(load, pool.endpoint, list(models), samples)
+        try:
+            self._child.hear()
+        except BaseException:
+            self._child.close()
+            raise
+
+    def closed(self, in_flight: int) -> None:
+        """Keep so many requests to the first model under way, until :meth:`stop`."""
+        self._child.tell({"notes": self._notes, "in_flight": in_flight})
+
+    def open(self, rate: float) -> None:
+        """Send so many requests a second to the first model, at random moments, until :meth:`stop`."""
+        self._child.tell({"notes": self._notes, "rate": rate})
+
+    def pick(self, in_flight: int, picks: Sequence[int]) -> None:
+        """Send one request to each of these models (numbers), in order; :meth:`over` says when all are answered."""
+        self._child.tell({"notes": self._notes, "in_flight": in_flight, "picks": list(picks)})
+
+    def over(self, seconds: float) -> bool:
+        """Whether all picks are answered; waits for that, no longer than ``seconds``."""
+        return self._child.spoke(seconds)
+
+    def stop(self) -> Notes:
+        """End the load. Raises WrongAnswer and ChildFailed."""
+        self._child.tell("stop")
+        return self.collect()
+
+    def collect(self) -> Notes:
+        """What was noted, of a load that is over. Raises WrongAnswer and ChildFailed."""
+        told = self._child.hear()
+        if told["wrong"] or not told["checked"]:
+            raise WrongAnswer(f"{told['wrong']} of {told['checked']} answers are wrong; errors: {told['errors']}")
+        with np.load(self._notes) as file:
+            return Notes(file["numbers"], file["due"], file["seconds"], told["failed"], told["errors"])
+
+    def __enter__(self) -> Steady:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.close()
+
+
+# -- the child's side ----------------------------------------------------------------------------------------------
+
+
+def load(channel: Channel, endpoint: str, models: list[str], samples: str) -> None:
+    """The child: says when it is connected; told of a load, runs it until it hears more, and says what came of it."""
+    with np.load(samples) as file:
+        rows, answers = file["x"], file["y"]
+    with tfpool.Client(endpoint) as client:
+        client.models()
+        channel.say("connected")
+        while (order := channel.hear()) is not None:
+            picks = order.get("picks")
+            run = _Run(client, [models[n] for n in picks or [0]], [rows[i : i + 1] for i in range(len(rows))])
+            if "rate" in order:
+                threading.Thread(target=run.arrivals, args=(order["rate"],), daemon=True).start()
+            else:
+                run.lanes(order["in_flight"], len(picks) if picks else None)
+            if not picks:
+                channel.hear()
+                run.running = False
+            while not run.ended:
+                time.sleep(_STEP_SECONDS)
+            np.savez(order["notes"], numbers=run.numbers, due=run.due, seconds=run.seconds)
+            told = {"failed": run.failed, "errors": run.errors}
+            channel.say({**told, "checked": len(run.kept), "wrong": wrong(run.kept, answers)})
+
+
+class _Run:
+    """One load. One thread begins chains of requests, the one that receives ends them: no count has two owners."""
+
+    def __init__(self, client: tfpool.Client, models: Sequence[str], rows: Sequence[Array]) -> None:
+        self._submit = client.submit
+        self._models = models
+        self._rows = rows
+        self._numbers: Iterator[int] = count()
+        self._again = False
+        self._begun = self._over = 0
+        self._sending = False
+        self.running = True
+        self.numbers, self.due, self.seconds = array("q"), array("d"), array("d")
+        self.failed = 0
+        self.errors: list[str] = []
+        self.kept: list[tuple[int, Array]] = []
+
+    @property
+    def ended(self) -> bool:
+        return not self._sending and self._over == self._begun
+
+    def lanes(self, in_flight: int, requests: int | None) -> None:
+        """Begin chains in which each answer is followed by a request, of so many in all."""
+        if requests is not None:
+            self._numbers = iter(range(requests))
+        self._again = True
+        for _ in range(in_flight):
+            self._begin(time.monotonic())
+
+    def arrivals(self, rate: float) -> None:
+        """Send single requests until the load is over."""
+        random = np.random.default_rng(7)
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        self._sending = True
+        due = time.monotonic()
+        while self.running:
+            due += random.exponential(1 / rate)
+            sleep_until(due)
+            self._begin(due)
+        self._sending = False
+
+    def _begin(self, due: float) -> None:
+        self._begun += 1
+        if not self._send(due):
+            self._over += 1
+
+    def _send(self, due: float) -> bool:
+        number = next(self._numbers, None)
+        if number is None:
+            return False
+        row = self._rows[number // _CHECKED % len(self._rows) if number % _CHECKED == 0 else 0]
+        future = self._submit(self._models[number % len(self._models)], row)
+        future.add_done_callback(partial(self._done, number, due))
+        return True
+
+    def _done(self, number: int, due: float, future: Future[Any]) -> None:
+        now = time.monotonic()
+        try:
+            outputs = future.result()
+        except Exception as error:
+            self.failed += 1
+            if len(self.errors) < _KEPT_ERRORS:
+                self.errors.append(f"{type(error).__name__}: {error}")
+        else:
+            self.numbers.append(number)
+            self.due.append(due)
+            self.seconds.append(now - due)
+            if number % _CHECKED == 0:
+                (output,) = outputs.values()
+                self.kept.append((number // _CHECKED % len(self._rows), output.copy()))
+        if not (self._again and self.running and self._send(now)):
+            self._over += 1
