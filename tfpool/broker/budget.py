@@ -53,7 +53,7 @@ class Budget:
             return None
         how = "was measured to take" if known else "has files of"
         return ResourceExhausted(
-            f"{version.key} {how} {_mib(takes)}; worker {link.name} has {_mib(link.settings.memory - link.base)} "
+            f"it {how} {_mib(takes)}; worker {link.name} has {_mib(link.settings.memory - link.base)} "
             f"for models (a budget of {_mib(link.settings.memory)}, {_mib(link.base)} of it its own)"
         )
 

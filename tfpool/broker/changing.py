@@ -115,7 +115,8 @@ def reload(broker: Broker, tables: dict[str, Any]) -> Row:
     changes; if something cannot be, nothing does."""
     wanted = {settings.name: settings for settings in _read(broker, tables)}
     written = {
-        table["name"]: {**table, "batching": _written(wanted[table["name"]].batching)} for table in tables.get("model", [])
+        table["name"]: {**table, "batching": _written(wanted[table["name"]].batching)}
+        for table in tables.get("model", [])
     }
 
     def done() -> None:

@@ -261,7 +261,8 @@ class Lifecycle:
         if number not in model.found:
             have = ", ".join(map(str, sorted(model.found)))
             raise NotFound(f"{model.settings.base_path} has no version {number}; it has {have}")
-        model.loaded_by_hand.add(number)
+        if number not in aspired(model.settings.version_policy, model.found):
+            model.loaded_by_hand.add(number)
         model.off = False
         if number not in model.versions:
             self.reconcile(model)

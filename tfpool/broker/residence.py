@@ -157,6 +157,9 @@ class Residence:
         victims = self._room.victims(link, version)
         for victim in victims or ():
             self._evict(link, victim)
+        if victims is None and self._room.clogged(link, version):
+            self._log.info("worker.residue", worker=link.name, bytes=self._budget.residue(link))
+            self._recycle(link)
         return victims == [] and not self._budget.leaving(link)
 
     def _evict(self, link: Link, version: Version) -> None:

@@ -14,11 +14,11 @@ from tfpool.errors import InvalidArgument, TfpoolError
 from tfpool.repository.labels import Spreader
 from tfpool.scheduler.work import BatchPolicy, Input, QueueSpec
 from tfpool.settings import BatchingSettings, ModelSettings
+from tfpool.settings import Split as Weights
 from tfpool.types import DType, SignatureSpec, TensorSpec, format_shape
 from tfpool.wire.keys import RequestKey, unpack_request_key
 
 MAX_KEYS = 4096
-Weights = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,3 +87,10 @@ class Room:
             if victims:
                 return victims
         return None
+
+    def clogged(self, link: Link, version: Version) -> bool:
+        """Whether what earlier models left behind is all that keeps a version out: a fresh process would have room."""
+        if link.loading or link.unloading:
+            return False
+        loose = sum(link.resident.get(idle.handle, 0) for idle in self.idle(link))
+        return self._budget.missing(link, version, guess=False) - loose <= self._budget.residue(link)

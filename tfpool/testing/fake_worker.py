@@ -121,7 +121,8 @@ def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[st
         time.sleep(_STEP_SECONDS)
     if orders.fail.exists():
         raise FailedPrecondition(f"{path}: {orders.fail.read_text()}")
-    signatures = KINDS[Path(path).parent.name.split("-")[0]](path)
+    names = (name.split("-")[0] for name in (Path(path).name, Path(path).parent.name))
+    signatures = next(KINDS[name] for name in names if name in KINDS)(path)
     return Loaded(_Session(_number(orders.nbytes), _number(orders.residue)), signatures, {})
 
 
@@ -375,6 +376,10 @@ class FakePool:
 
     def client(self, **options: Any) -> Client:
         return Client(self.endpoint, admin=self.admin, **options)
+
+    def base(self, model: str) -> Path:
+        """Where the versions of a model lie."""
+        return next(Path(settings.base_path) for settings in self.settings.models if settings.name == model)
 
     def log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
