@@ -69,7 +69,8 @@ def test_the_docs_hold_the_drawing_and_explain_every_word() -> None:
     found = re.search(r"<!-- states -->\n```mermaid\n(.*?)\n```\n<!-- /states -->", text, re.DOTALL)
     assert found, "docs/lifecycle.md has no drawing between its markers"
     assert found[1] == mermaid(), "docs/lifecycle.md is behind: python -m tfpool.repository.states prints the drawing"
-    explained = set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) - {"state", "step"}
+    tables = text.split("\n## ")[0]
+    explained = set(re.findall(r"^\| (\w+) \|", tables, re.MULTILINE)) - {"state", "step"}
     assert explained == {state.value for state in State} | {step.value for step in Step}
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from tfpool.client.sync import Client
-from tfpool.errors import FailedPrecondition, InvalidArgument, TfpoolError
+from tfpool.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TfpoolError, Unavailable
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
 from tfpool.settings import BatchingSettings, ModelSettings, PoolSettings, ServerSettings, Settings, WorkerSettings
@@ -395,6 +395,16 @@ class FakePool:
                         return int(name)
         raise AssertionError("the pool has no broker")
 
+    def kill_broker(self, remembered: str = "") -> None:
+        """Kill the broker, once it has written down ``remembered``; returns when another is ready."""
+        path = self.settings.server.state_file or self.directory / f"tfpool-{self.process.pid}.state"
+        until(lambda: not remembered or (os.path.exists(path) and remembered in Path(path).read_text()))
+        old = self.broker_pid()
+        os.kill(old, signal.SIGKILL)
+        until(lambda: not os.path.exists(f"/proc/{old}"))
+        with self.client() as client:
+            until(lambda: _is_ready(client), START_SECONDS)
+
     def close(self) -> int:
         """Have it drain and end; its exit status."""
         self.process.terminate()
@@ -410,6 +420,12 @@ class FakePool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_ready(client: Client) -> bool:
+    with suppress(Unavailable, DeadlineExceeded):
+        return bool(client.wait_ready(1.0))
+    return False
 
 
 def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "") -> Any:
