@@ -14,6 +14,7 @@ from bench import pool
 from bench.scenario import Figure, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, Span, Steady, ms
 from tfpool.errors import Unavailable
+from tfpool.wire.tensors import Array
 
 IN_FLIGHT = 64
 SWAPS = 2  # a repeat
@@ -105,7 +106,7 @@ def _add(sheet: Sheet, model: str, notes: Notes, whole: Span, swaps: Sequence[Sp
     sheet.cost(f"{model}, moved in until it serves alone", "s", sum(end - begin for begin, end in swaps) / len(swaps))
 
 
-def _rate(found: Sequence[float], spans: Sequence[Span]) -> float:
+def _rate(found: Array, spans: Sequence[Span]) -> float:
     return len(found) / sum(end - begin for begin, end in spans)
 
 

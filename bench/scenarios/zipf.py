@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,14 +29,12 @@ REQUESTS, QUICK_REQUESTS = 1000, 100
 IN_FLIGHT = 16
 EXPONENT = 1.0
 WORKERS = 2
-_PROBED = 6
 _SAMPLE_SECONDS = 0.1
 _MODEL = "ballast_5mb"
 
 TARGETS = {
     "failures": Target(0.0, on="ours"),
     "most that a worker had to itself, beside its budget": Target(1.0),
-    "most PSS of a worker, beside its budget": Target(1.0),
     "evictions, beside an ideal LRU": Target(1.2),
 }
 
@@ -46,8 +43,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
     """Two workers, one client process. Each repeat has a pool, and a sequence of requests, of its own."""
     sheet = Sheet(TARGETS)
     models = _copies(settings, QUICK_MODELS if settings.quick else MODELS)
-    base, each = _sizes(settings, models)
-    budget = WORKERS * base + ROOM * each
+    budget = _budget(settings, models)
     for number in settings.repeats():
         picks = zipf(len(models), QUICK_REQUESTS if settings.quick else REQUESTS, number)
         with (
@@ -65,7 +61,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             took = time.monotonic() - begun
             notes = load.collect()
             watch.look()
-            _add(sheet, served, watch, notes, picks, took, {"base": base, "model": each})
+            _add(sheet, served, watch, notes, picks, took)
     return sheet.figures()
 
 
@@ -79,12 +75,13 @@ def _copies(settings: Settings, number: int) -> list[dict[str, Any]]:
     return found
 
 
-def _sizes(settings: Settings, models: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Bytes that an empty worker has to itself, and that a model adds: as the pool measures them."""
-    with pool.configure(settings, models[: WORKERS * _PROBED], WORKERS) as served:
+def _budget(settings: Settings, models: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes that the workers have to themselves when they hold as many models as there shall be room for."""
+    with pool.configure(settings, models[:ROOM], WORKERS) as served:
         client = served.client()
-        loaded = [client.load(model["name"])["memory_bytes"] for model in models[: WORKERS * _PROBED]]
-        return max(row["memory"]["base"] for row in client.workers()), int(median(loaded))
+        for model in models[:ROOM]:
+            client.load(model["name"])
+        return WORKERS * max(footprint(row["pid"]).unique for row in client.workers())
 
 
 def zipf(models: int, requests: int, seed: int) -> list[int]:
@@ -169,15 +166,7 @@ class Residency:
         return last < 0 or not states[last]
 
 
-def _add(
-    sheet: Sheet,
-    served: tfpool.Pool,
-    watch: Watch,
-    notes: Notes,
-    picks: Sequence[int],
-    took: float,
-    sizes: Mapping[str, int],
-) -> None:
+def _add(sheet: Sheet, served: tfpool.Pool, watch: Watch, notes: Notes, picks: Sequence[int], took: float) -> None:
     residency = Residency(watch.changes())
     told = served.client().stats()
     names = [f"m{picks[number]:03}" for number in notes.numbers]
@@ -187,7 +176,7 @@ def _add(
     sheet.cost("failures", "", notes.failed, detail={"errors": list(notes.errors)})
     for name, index in (("PSS of a worker", 0), ("that a worker had to itself", 1), ("that the pool knew of", 2)):
         ours, budget = max(watch.shares(index), key=lambda share: share[0] / share[1])
-        sheet.cost(f"most {name}, beside its budget", "MB", ours, budget, sizes)
+        sheet.cost(f"most {name}, beside its budget", "MB", ours, budget)
     sheet.rate("most models at once, beside those with room", "", residency.most, ROOM)
     sheet.cost("evictions, beside an ideal LRU", "", told["evictions"], evictions)
     sheet.cost("loads, beside an ideal LRU", "", told["loads"], loads)

@@ -54,6 +54,10 @@ class Lobby:
         self._rooms: dict[Hashable, _Room] = {}
         self.expiry = NEVER
 
+    @property
+    def occupied(self) -> bool:
+        return bool(self._rooms)
+
     def park(self, why: NotLoaded, request: Request) -> None:
         """Keep requests until what they need is there. Raises ResourceExhausted where as many wait as may."""
         room = self._rooms.setdefault(why.room, _Room())
