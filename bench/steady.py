@@ -122,7 +122,7 @@ def load(channel: Channel, endpoint: str, models: list[str], samples: str) -> No
         channel.say("connected")
         while (order := channel.hear()) is not None:
             picks = order.get("picks")
-            run = _Run(client, [models[n] for n in picks or [0]], [rows[i : i + 1] for i in range(len(rows))])
+            run = Run(client, [models[n] for n in picks or [0]], [rows[i : i + 1] for i in range(len(rows))])
             if "rate" in order:
                 threading.Thread(target=run.arrivals, args=(order["rate"],), daemon=True).start()
             else:
@@ -137,7 +137,7 @@ def load(channel: Channel, endpoint: str, models: list[str], samples: str) -> No
             channel.say({**told, "checked": len(run.kept), "wrong": wrong(run.kept, answers)})
 
 
-class _Run:
+class Run:
     """One load. One thread begins chains of requests, the one that receives ends them: no count has two owners."""
 
     def __init__(self, client: tfpool.Client, models: Sequence[str], rows: Sequence[Array]) -> None:

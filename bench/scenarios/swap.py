@@ -49,9 +49,9 @@ def measure(settings: Settings) -> Iterable[Figure]:
                 time.sleep(settings.warm_up)
                 begun, swaps = time.monotonic(), []
                 for version in range(2 + number * SWAPS, 2 + (number + 1) * SWAPS):
-                    time.sleep(settings.window)
+                    time.sleep(settings.window + _AROUND_SECONDS)
                     swaps.append(_swap(settings, served.client(), model, homes[model], version))
-                time.sleep(settings.window)
+                time.sleep(settings.window + _AROUND_SECONDS)
                 ended = time.monotonic()
                 _add(sheet, model, load.stop(), (begun, ended), swaps)
     return sheet.figures()

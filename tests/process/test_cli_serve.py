@@ -87,18 +87,19 @@ def test_serve_refuses_to_be_exposed(tmp_path: Path) -> None:
 
 def test_start_up_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     starting = serve._Starting(config.build(listen=["ipc:///run/p"], admin_listen="ipc:///run/a"), watched=False)
-    state = {"models": 3, "available": 0, "failed": 1, "workers": 2, "workers_ready": 0}
-    for change in ({}, {"available": 2}, {"workers_ready": 2}, {"available": 1}):
+    state = {"models": 4, "available": 0, "unloaded": 1, "failed": 1, "settled": False, "workers": 2}
+    state["workers_ready"] = 0
+    for change in ({}, {"available": 2, "settled": True}, {"workers_ready": 2}, {"available": 1}):
         state |= change
         starting(state)
     said = capsys.readouterr()
-    assert said.out == "serving 2 models on ipc:///run/p with 2 workers (1 failed: see tfpool models)\n"
+    assert said.out == "serving 2 models on ipc:///run/p with 2 workers (1 not loaded, 1 failed: see tfpool models)\n"
     assert said.err == ""
 
 
 def test_a_root_without_a_model_yet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     settings = config.build(listen=["ipc:///run/p"], models_root=str(tmp_path))
-    state = {"models": 0, "available": 0, "failed": 0, "workers": 2, "workers_ready": 2}
+    state = {"models": 0, "available": 0, "unloaded": 0, "failed": 0, "settled": True, "workers": 2, "workers_ready": 2}
     serve._Starting(settings, watched=False)(state)
     said = f"serving 0 models on ipc:///run/p with 2 workers (no model in {tmp_path} yet)\n"
     assert capsys.readouterr().out == said

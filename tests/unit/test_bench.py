@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,10 @@ from bench.loads import wrong
 from bench.report import Result
 from bench.scenario import Figure, Models, Scenario, Settings, Sheet, Spread, Target
 from bench.scenarios import SCENARIOS
+from bench.scenarios.swap import around, between
 from bench.scenarios.tensors import copies, size_name
+from bench.scenarios.zipf import Residency, lru, zipf
+from bench.steady import Notes, Run, ms
 
 
 class Quiet:
@@ -139,6 +144,107 @@ def test_the_roofline_runs_on_aligned_rows() -> None:
     assert rows.dtype == np.float32
 
 
+# -- steady loads --------------------------------------------------------------------------------------------------
+
+NOTES = Notes(np.arange(4), np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.4, 0.3, 0.2, 0.1]))
+
+
+class Echo:
+    """A client whose answers are there at once; a row of 13 is refused."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def submit(self, model: str, row: np.ndarray[Any, Any]) -> Future[Any]:
+        self.asked.append(model)
+        future: Future[Any] = Future()
+        if row[0] == 13:
+            future.set_exception(ValueError("a row of 13"))
+        else:
+            future.set_result({"y": row})
+        return future
+
+
+def test_requests_belong_to_the_span_they_were_due_in() -> None:
+    assert NOTES.within((2.0, 4.0)).tolist() == [0.2, 0.3]
+    assert NOTES.within((0.0, 1.5), (3.5, 9.0)).tolist() == [0.1, 0.4]
+    assert NOTES.within((1.1, 1.9)).size == 0
+
+
+def test_quantiles_of_notes_are_milliseconds() -> None:
+    assert ms(NOTES.within((0.0, 9.0)), 0.5) == pytest.approx(200.0)
+    assert ms(NOTES.within((0.0, 9.0)), 1.0) == pytest.approx(400.0)
+
+
+def test_picks_are_asked_for_once_each_in_their_order() -> None:
+    client = Echo()
+    run = Run(client, ["c", "a", "b", "a"], [np.ones(1, np.float32)])  # type: ignore[arg-type]
+    run.lanes(3, 4)
+    assert run.ended
+    assert client.asked == ["c", "a", "b", "a"]
+    assert sorted(run.numbers) == [0, 1, 2, 3]
+    assert (len(run.due), len(run.seconds), run.failed) == (4, 4, 0)
+
+
+def test_failures_are_counted_and_do_not_end_a_load() -> None:
+    run = Run(Echo(), ["m"], [np.full(1, 13, np.float32)])  # type: ignore[arg-type]
+    run.lanes(2, 40)
+    assert run.ended
+    assert (run.failed, len(run.seconds)) == (40, 0)
+    assert run.errors[0] == "ValueError: a row of 13"
+    assert len(run.errors) < 40
+
+
+def test_one_answer_in_32_is_kept_to_be_compared() -> None:
+    rows = [np.full(1, n, np.float32) for n in range(2)]
+    run = Run(Echo(), ["m"], rows)  # type: ignore[arg-type]
+    run.lanes(1, 100)
+    assert [number for number, _ in run.kept] == [0, 1, 0, 1]
+    assert wrong(run.kept, np.array([0, 1], np.float32)) == 0
+
+
+# -- scenarios -----------------------------------------------------------------------------------------------------
+
+
+def test_the_second_around_a_swap_has_it_in_the_middle() -> None:
+    assert around((10.0, 10.2)) == pytest.approx((9.6, 10.6))
+    assert around((10.0, 12.0)) == (10.0, 12.0)
+
+
+def test_what_is_left_of_a_span() -> None:
+    assert between((0.0, 9.0), []) == [(0.0, 9.0)]
+    assert between((0.0, 9.0), [(1.0, 2.0), (5.0, 6.0)]) == [(0.0, 1.0), (2.0, 5.0), (6.0, 9.0)]
+
+
+def test_the_ideal_cache_keeps_what_was_asked_for_last() -> None:
+    assert lru([0, 1, 0, 2, 0, 1], 2) == (4, 2)
+    assert lru([0, 1, 2, 0, 1, 2], 2) == (6, 4)
+    assert lru([0, 1, 2, 0, 1, 2], 3) == (3, 0)
+
+
+def test_popularity_falls_with_the_number_of_a_model() -> None:
+    picks = zipf(200, 20_000, 7)
+    assert picks == zipf(200, 20_000, 7) != zipf(200, 20_000, 8)
+    counts = np.bincount(picks, minlength=200)
+    expected = 20_000 / np.arange(1, 201) / sum(1 / n for n in range(1, 201))
+    assert counts[:3] == pytest.approx(expected[:3], rel=0.1)
+    assert counts[100:].sum() == pytest.approx(expected[100:].sum(), rel=0.1)
+
+
+def test_a_request_is_cold_where_its_model_was_not_in_memory() -> None:
+    residency = Residency([(3.0, "a", False), (1.0, "a", True), (2.0, "b", True), (4.0, "a", True)])
+    assert [residency.cold("a", moment) for moment in (0.5, 1.0, 2.9, 3.0, 3.9, 4.1)] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert residency.cold("c", 9.0)
+    assert residency.most == 2
+
+
 # -- report --------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +329,15 @@ def test_bad_usage(words: list[str]) -> None:
 def test_a_child_answers() -> None:
     with Child(copies) as child:
         assert child.ask([1024, 0.01]) > 0
+
+
+@pytest.mark.process
+def test_whether_a_child_has_spoken() -> None:
+    with Child(copies) as child:
+        assert not child.spoke(0.0)
+        child.tell([1024, 0.01])
+        assert child.spoke(30.0)
+        assert child.hear() > 0
 
 
 @pytest.mark.process

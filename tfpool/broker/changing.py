@@ -214,6 +214,7 @@ def record(broker: Broker, model: str, count: int = 100, seconds: float = 60.0, 
         raise InvalidArgument(f"got {count} requests in {seconds} s, expected at most {MAX_RECORDED} in at most a day")
     found = broker.registry.route(model, version or 0, "")[0][0]
     recording = Recording(model, found.key.version, count, time.monotonic() + seconds)
+    broker.recorder.expire(time.monotonic())
     broker.recorder.begin(recording)
     broker.taps.refresh()
 

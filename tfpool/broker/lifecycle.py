@@ -328,10 +328,9 @@ class Lifecycle:
             self.reconcile(model)
 
     def gone(self, version: Version) -> None:
-        if not version.retired:
-            self._registry.epoch += 1
-            return
-        self._registry.drop(version)
+        self._registry.epoch += 1
+        if version.retired:
+            self._registry.drop(version)
         model = self._registry.models.get(version.key.name)
         if model is not None:
             self.reconcile(model)

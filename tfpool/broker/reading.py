@@ -123,6 +123,7 @@ def progress(broker: Broker) -> dict[str, Any]:
         "available": sum(s is State.AVAILABLE for s in states),
         "unloaded": sum(s is State.UNLOADED for s in states),
         "failed": sum(s is State.FAILED for s in states) + failed,
+        "settled": broker.lifecycle.settled(),
         "workers": len(broker.fleet.links),
         "workers_ready": sum(link.up for link in broker.fleet.links.values()),
         "reload": reload.progress() if reload is not None else None,

@@ -176,10 +176,10 @@ class Residence:
 
     def drain(self, version: Version, refusal: TfpoolError) -> None:
         """Have a version leave all workers once what waits for it is answered; at once where it serves nowhere."""
-        serving = version.serving()
+        answering = version.serving() or any((version.handle, worker) in self._draining for worker in version.on)
         for worker in list(version.on):
             self.drain_from(version, worker)
-        if not serving:
+        if not answering:
             self._decide(ev.ServableGone(version.key, refusal))
         self.step()
         if not version.on:

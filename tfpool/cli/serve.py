@@ -181,12 +181,14 @@ class _Starting:
     def __call__(self, state: dict[str, int]) -> None:
         if self._ready:
             return
-        settled = state["available"] + state["failed"]
-        self._ready = settled >= state["models"] and state["workers_ready"] >= state["workers"]
+        settled = state["available"] + state["failed"] + state["unloaded"]
+        self._ready = bool(state["settled"]) and state["workers_ready"] >= state["workers"]
         if self._watched:
             self._draw(settled, state)
         if self._ready:
-            note = f" ({state['failed']} failed: see tfpool models)" if state["failed"] else ""
+            notes = [f"{state['unloaded']} not loaded"] if state["unloaded"] else []
+            notes += [f"{state['failed']} failed: see tfpool models"] if state["failed"] else []
+            note = f" ({', '.join(notes)})" if notes else ""
             if self._root and not state["models"]:
                 note = f" (no model in {self._root} yet)"
             serving, workers = counted(state["available"], "model"), counted(state["workers"], "worker")
