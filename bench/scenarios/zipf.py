@@ -35,6 +35,7 @@ _MODEL = "ballast_5mb"
 TARGETS = {
     "failures": Target(0.0, on="ours"),
     "most that a worker had to itself, beside its budget": Target(1.0),
+    "most PSS that models added, beside what the budget has for them": Target(1.0),
     "evictions, beside an ideal LRU": Target(1.2),
 }
 
@@ -54,6 +55,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
         ):
             settings.progress.say(f"{len(picks)} requests to {len(models)} models")
             watch = Watch(served)
+            watch.look()
             load.pick(IN_FLIGHT, picks)
             begun = time.monotonic()
             while not load.over(_SAMPLE_SECONDS):
@@ -116,11 +118,17 @@ class Watch:
 
     served: tfpool.Pool
     samples: list[dict[str, tuple[int, int, int, int]]] = field(default_factory=list)
+    added: list[tuple[float, float]] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
+    _empty: dict[int, int] = field(default_factory=dict)
     _lines: dict[str, None] = field(default_factory=dict)
 
     def look(self) -> None:
-        """One sample: of each worker PSS, unique bytes, what the pool thinks these are, and its budget."""
+        """One sample: of each worker PSS, unique bytes, what the pool thinks these are, and its budget.
+
+        ``added`` has the PSS that a worker has over the one it had when it was empty, in MB, and the MB of its budget
+        that are for models. The rest of its PSS is its share of TensorFlow's own pages.
+        """
         self._lines |= dict.fromkeys(self.served.log().splitlines())
         sample = {}
         for row in self.served.client().workers():
@@ -128,6 +136,8 @@ class Watch:
                 found, told = footprint(row["pid"]), row["memory"]
                 sample[row["name"]] = (found.pss, found.unique, told["unique"], told["budget"])
                 self.pids.add(row["pid"])
+                before = self._empty.setdefault(row["pid"], found.pss)
+                self.added.append(((found.pss - before) / 1e6, (told["budget"] - told["base"]) / 1e6))
         self.samples.append(sample)
 
     def shares(self, index: int) -> Iterator[tuple[float, float]]:
@@ -177,6 +187,8 @@ def _add(sheet: Sheet, served: tfpool.Pool, watch: Watch, notes: Notes, picks: S
     for name, index in (("PSS of a worker", 0), ("that a worker had to itself", 1), ("that the pool knew of", 2)):
         ours, budget = max(watch.shares(index), key=lambda share: share[0] / share[1])
         sheet.cost(f"most {name}, beside its budget", "MB", ours, budget)
+    ours, budget = max(watch.added, key=lambda share: share[0] / share[1])
+    sheet.cost("most PSS that models added, beside what the budget has for them", "MB", ours, budget)
     sheet.rate("most models at once, beside those with room", "", residency.most, ROOM)
     sheet.cost("evictions, beside an ideal LRU", "", told["evictions"], evictions)
     sheet.cost("loads, beside an ideal LRU", "", told["loads"], loads)

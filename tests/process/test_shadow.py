@@ -57,6 +57,7 @@ def meter(client: Client, compared: int, model: str = "numbered") -> dict[str, A
 
 
 def test_a_shadow_is_compared_and_dropped(client: Client) -> None:
+    client.predict("numbered", X)
     assert client.shadow("numbered", "2:100")["shadow"]["version"] == 2
     before = client.stats()
     for i in range(10):

@@ -42,7 +42,6 @@ from tfpool.repository.watcher import Done, Roster, Sighting
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
 from tfpool.settings import (
-    BatchingSettings,
     Loading,
     ModelSettings,
     PoolSettings,
@@ -320,6 +319,10 @@ class World:
             if self.bells[name] is bell:
                 link.rss = link.unique = bell.unique
 
+    def runs(self, name: str) -> int:
+        bell = self.bells[name]
+        return len(bell.runs) if bell else 0
+
     def run(self, name: str) -> None:
         """A worker ends a run."""
         bell = self.bells[name]
@@ -395,6 +398,7 @@ class World:
         for handle, version in self.registry.by_handle.items():
             assert handle in known or handle in staged or version.retired, f"{version.key} is lost"
             assert version.on or not version.retired, f"{version.key} is retired, nowhere, and not forgotten"
+            assert version.error or version.state is not State.FAILED, f"{version.key} has failed, and nobody knows why"
         assert known.keys() <= self.registry.by_handle.keys()
         for link in self.fleet.links.values():
             self._check_link(link)
@@ -433,7 +437,7 @@ class World:
         assert not lost, f"requests {lost} are never answered"
         assert not self.residence._draining
         for link in self.fleet.links.values():
-            assert not (link.loads or link.loading or link.unloading or link.reserved)
+            assert not [*link.loads, *link.loading, *link.unloading, *link.reserved]
         for model in self.registry.models.values():
             assert not model.leaving
             for number in self.lifecycle.wanted(model) if model.found else ():
@@ -468,6 +472,433 @@ def put(world: World, *numbers: int, name: str = "m") -> None:
     """Exactly these versions lie on disk, and that has been told."""
     world.disk.found[f"/{name}"] = {number: f"/{name}/{number}" for number in numbers}
     world.disk.looks.append((name, 0))
+
+
+def ready(*models: ModelSettings, on_disk: tuple[int, ...] = (1,), **options: Any) -> World:
+    """A world whose models have these versions, at rest."""
+    world = World(*models, **options)
+    for settings in models:
+        put(world, *on_disk, name=settings.name)
+    world.settle()
+    return world
+
+
+# -- one thing at a time ---------------------------------------------------------------------------------------------
+
+
+def test_a_swap() -> None:
+    world = ready(model())
+    assert world.serving() == [1]
+    put(world, 1, 2)
+    waiting = world.request("m", 1)
+    for _ in range(3):
+        world.turn()
+        world.step_once()
+    world.settle()
+    assert world.serving() == [2]
+    assert (world.answered(waiting), world.answered(_settled(world, world.request("m")))) == (1, 2)
+    assert isinstance(world.refused(world.request("m", 1)), NotFound)
+    world.check_rest()
+
+
+def _settled(world: World, number: int) -> int:
+    world.settle()
+    return number
+
+
+def test_the_first_to_go_takes_others_with_it_and_each_goes_once() -> None:
+    """One that is nowhere is gone at once, which brings the rest in line while the first loop still runs."""
+    world = ready(model(preload=Loading.LAZY, version_policy="latest:2"), on_disk=(1, 2))
+    world.request("m", 2)
+    world.settle()
+    put(world, 1, 2, 3, 4)
+    world.request("m", 2)
+    world.settle()
+    world.request("m", 3)
+    world.request("m", 4)
+    world.settle()
+    assert world.serving() == [3, 4]
+    world.check_rest()
+
+
+def test_who_waits_for_the_newest_gets_the_newest() -> None:
+    """The version that they wait for is gone before it was ever loaded."""
+    world = ready(model(preload=Loading.LAZY, labels=(("prod", ((1, 1),)),)))
+    world.disk.garbled.add("/m/1")
+    put(world, 1)
+    put(world, 2)
+    first = world.model().versions[1]
+    first.described = False
+    newest, by_number = world.request("m"), world.request("m", 1)
+    assert not world.answers
+    world.settle()
+    assert world.answered(newest) == 2
+    assert isinstance(world.refused(by_number), NotFound)
+    world.check_rest()
+
+
+def test_labels_of_models_that_have_not_been_looked_for() -> None:
+    world = World(model(labels=(("stable", ((1, 1),)), ("gone", ((9, 1),)))))
+    put(world, 1, 2)
+    stable, gone, newest = (world.request("m", label=label) for label in ("stable", "gone", ""))
+    assert not world.answers
+    world.settle()
+    assert (world.answered(stable), world.answered(newest)) == (1, 2)
+    assert isinstance(world.refused(gone), FailedPrecondition)
+
+
+def test_a_cold_model_waits_for_the_only_worker_to_be_replaced() -> None:
+    world = ready(model(preload=Loading.LAZY), workers=1)
+    world.recycle(world.fleet.links["w0"])
+    cold = world.request("m")
+    assert not world.answers
+    world.settle()
+    assert world.answered(cold) == 1
+    assert world.residence.loads == 1, "nothing is given to one that is leaving"
+
+
+def test_a_cold_model_that_nobody_can_take_is_refused_at_once() -> None:
+    """It has served before, so that requests for it wait in the scheduler rather than in the lobby."""
+    world = ready(model(preload=Loading.LAZY), workers=1, load_retries=0)
+    world.request("m")
+    world.settle()
+    link = world.fleet.links["w0"]
+    world.residence._evict(link, world.model().versions[1])
+    world.settle()
+    link.state = WorkerState.HALTED
+    refused = world.request("m")
+    assert isinstance(world.refused(refused), Unavailable)
+    world.check()
+
+
+def test_a_failure_elsewhere_does_not_outlive_a_success() -> None:
+    """It failed on one worker and serves on the other; when it leaves that, it can be loaded again."""
+    world = ready(model(), on_disk=(), memory=BASE + 8 * MIB)
+    world.broken.add("/m/1")
+    put(world, 1)
+    while world.model().versions.get(1) is None or not world.model().versions[1].failures:
+        world.turn()
+        assert world.step_once()
+    world.broken.clear()
+    version = world.model().versions[1]
+    (failed_on,) = version.on
+    world.fleet.links[failed_on].resident[999] = MIB  # so that the other is the emptier one
+    world.settle()
+    (serves_on,) = version.serving()
+    del world.fleet.links[failed_on].resident[999]
+    version.on["w0" if serves_on == "w1" else "w1"] = State.FAILED
+    world.residence._evict(world.fleet.links[serves_on], version)
+    world.settle()
+    assert version.state is State.UNLOADED
+    assert world.answered(_settled(world, world.request("m"))) == 1
+
+
+def test_a_load_by_hand_reads_again_what_could_not_be_read() -> None:
+    world = World(model(), load_retries=0)
+    world.disk.garbled.add("/m/1")
+    put(world, 1)
+    world.settle()
+    assert world.model().versions[1].state is State.FAILED
+    world.disk.garbled.clear()
+    world.lifecycle.load(world.model(), None)
+    world.settle()
+    assert world.serving() == [1]
+
+
+@pytest.mark.parametrize("preload", [Loading.PRELOAD, Loading.LAZY])
+def test_a_lazy_model_is_repaired(preload: Loading) -> None:
+    world = World(model(preload=preload), load_retries=0)
+    world.broken.add("/m/1")
+    put(world, 1)
+    world.settle()
+    first = _settled(world, world.request("m"))
+    assert "broken" in world.refused(first).message
+    world.broken.clear()
+    world.disk.sizes["/m/1"] = 2 * MIB
+    world.disk.looks.append(("m", 0))
+    world.settle()
+    assert world.answered(_settled(world, world.request("m"))) == 1
+
+
+def test_failed_loads_are_tried_again_ever_more_slowly() -> None:
+    world = World(model(), load_retries=4)
+    world.broken.add("/m/1")
+    put(world, 1)
+    tries: list[float] = []
+    for _ in range(200):
+        world.turn()
+        before = world.residence.loads
+        if not world.step_once():
+            if world.lifecycle.next_retry() == float("inf"):
+                break
+            world.now = world.lifecycle.next_retry()
+        if world.residence.loads > before:
+            tries.append(world.now)
+        world.turn()
+    version = world.model().versions[1]
+    assert version.failures == 5
+    assert world.now - 100.0 == 1 + 2 + 4 + 8
+    assert isinstance(world.refused(world.request("m")), FailedPrecondition)
+
+
+def test_what_drains_answers_even_when_it_is_replaced_meanwhile() -> None:
+    world = ready(model(), workers=1)
+    waiting = [world.request("m") for _ in range(500)]  # more than the worker may have at once
+    world.turn()
+    world.lifecycle.unload(world.model(), world.model().versions[1])
+    put(world, 2)
+    while world.disk.looks or world.disk.jobs:
+        world.step_once()
+        world.turn()
+    world.work("w0")
+    world.turn()
+    assert world.serving() == [2]
+    assert len(world.answers) < 500
+    world.settle()
+    assert [world.answered(number) for number in waiting] == [1] * 500
+    world.check_rest()
+
+
+@pytest.mark.parametrize("busy", ["w0", "w1"])
+def test_a_replica_stays_until_the_others_have_answered_too(busy: str) -> None:
+    """One that dies while both drain leaves its requests to the other."""
+    world = ready(model(replicas=(2, 2)))
+    running = [world.request("m") for _ in range(4)]
+    world.turn()
+    put(world, 2)
+    while world.disk.looks or world.disk.jobs:
+        world.step_once()
+        world.turn()
+    idle = "w1" if busy == "w0" else "w0"
+    while world.runs(idle):
+        world.run(idle)
+    assert world.runs(busy)
+    world.work(idle)
+    world.work(busy)
+    world.turn()
+    assert world.serving() == [2]
+    world.lose(busy)
+    world.settle()
+    assert [world.answered(number) for number in running] == [1] * 4
+    world.check_rest()
+
+
+def test_who_asks_for_what_turns_out_too_large_is_told() -> None:
+    """Whether before it was loaded, or while it leaves again."""
+    world = ready(model(preload=Loading.LAZY), workers=1, memory=BASE + 8 * MIB)
+    world.disk.sizes["/m/1"] = 9 * MIB
+    first = world.request("m")
+    world.turn()
+    world.work("w0")
+    world.turn()
+    between = world.request("m")
+    assert world.model().versions[1].state is State.DRAINING
+    world.settle()
+    for number in (first, between, world.request("m")):
+        assert isinstance(world.refused(number), ResourceExhausted)
+    world.check_rest()
+
+
+def test_a_version_by_hand_goes_when_it_is_unloaded_and_one_of_the_policy_is_not_kept() -> None:
+    world = ready(model(), on_disk=(1, 2))
+    world.lifecycle.load(world.model(), 1)
+    world.lifecycle.load(world.model(), 2)
+    world.settle()
+    assert world.serving() == [1, 2]
+    world.lifecycle.unload(world.model(), world.model().versions[1])
+    world.settle()
+    assert list(world.model().versions) == [2]
+    put(world, 2, 3)
+    world.settle()
+    assert world.serving() == [3]
+    with pytest.raises(NotFound, match=r"/m has no version 9; it has 2, 3"):
+        world.lifecycle.load(world.model(), 9)
+
+
+def test_the_last_replica_can_still_be_pushed_out() -> None:
+    world = ready(
+        model(replicas=(2, 2)),
+        model("n", preload=Loading.LAZY),
+        model("o", preload=Loading.LAZY),
+        memory=BASE + 5 * MIB,
+    )
+    for name in "mno":
+        world.disk.sizes[f"/{name}/1"] = 3 * MIB
+    world.lose("w0")
+    world.lose("w1")
+    world.settle()
+    asked = [_settled(world, world.request(name)) for name in "nonomno"]
+    assert [world.answered(number) for number in asked] == [1] * 7
+    world.check_rest()
+
+
+def test_a_drained_worker_leaves_nothing_behind_but_what_it_could_not_load() -> None:
+    world = ready(model(), model("n"), load_retries=0)
+    world.broken.add("/n/1")
+    world.lose("w0")
+    world.lose("w1")
+    world.settle()
+    assert world.model("n").versions[1].state is State.FAILED
+    for name in ("w0", "w1"):
+        link = world.fleet.links[name]
+        world.residence.vacate(link)
+        for _ in range(20):
+            if world.residence.step_vacate(link):
+                break
+            world.turn()
+            world.step_once()
+        assert world.residence.step_vacate(link)
+        assert name not in world.model().versions[1].on
+        link.state = WorkerState.READY
+    assert world.answered(_settled(world, world.request("m"))) == 1
+
+
+def test_a_worker_is_not_drained_of_what_nobody_else_can_take() -> None:
+    world = ready(model(pin=("w0",)))
+    link = world.fleet.links["w0"]
+    with pytest.raises(Unavailable, match="no worker can take m:1"):
+        world.residence.vacate(link)
+    assert link.state is WorkerState.READY
+    assert world.answered(_settled(world, world.request("m"))) == 1
+
+
+@pytest.mark.parametrize("preload", [Loading.PRELOAD, Loading.LAZY])
+def test_what_cannot_fit_is_told_although_it_was_placed_before_anybody_had_measured(preload: Loading) -> None:
+    world = World(model(preload=preload), memory=BASE + 8 * MIB)
+    world.notebook.footprints["/m/1"] = Footprint(9 * MIB, 9 * MIB, 1.0)
+    put(world, 1)
+    world.disk.end_look()
+    world.turn()
+    early = world.request("m")
+    world.disk.end_job()
+    world.settle()
+    assert isinstance(world.refused(early), ResourceExhausted)
+    assert "9.0 MiB" in world.refused(early).message
+    assert world.residence.loads == 0
+    assert isinstance(world.refused(world.request("m")), ResourceExhausted)
+
+
+def test_requests_for_signatures_that_are_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = ready(model(preload=Loading.LAZY), workers=1)
+    world.request("m")
+    world.settle()
+    version = world.model().versions[1]
+    world.residence._evict(world.fleet.links["w0"], version)
+    world.settle()
+    stale = world.request("m")
+    other = SignatureSpec("serving_default", "predict", (TensorSpec("z", DType.INT32, (-1,)),), (X,), True)
+    monkeypatch.setitem(globals(), "SIGNATURES", (other,))
+    world.settle()
+    assert "the signatures of m:1 are not what they were" in world.refused(stale).message
+    assert isinstance(world.refused(world.request("m")), InvalidArgument)
+
+
+def test_the_old_one_goes_first_where_memory_matters_more() -> None:
+    world = ready(model(transition=Transition.RESOURCE))
+    put(world, 1, 2)
+    most = 0
+    for _ in range(30):
+        world.turn()
+        world.step_once()
+        most = max(most, sum(len(bell.held) for bell in world.bells.values() if bell))
+    assert most == 1
+    assert world.serving() == [2]
+
+
+def test_a_root_is_waited_for() -> None:
+    world = World(server={"models_root": "/root"})
+    for name in world.bells:
+        world.join(name)
+    world.turn()
+    assert not world.lifecycle.settled()
+    world.disk.news.append(Roster({"m": "/m", "bad:name": "/bad"}, None))
+    world.turn()
+    assert not world.lifecycle.settled()
+    put(world, 1)
+    world.settle()
+    assert world.lifecycle.settled()
+    assert list(world.registry.models) == ["m"]
+    world.disk.news.append(Roster({}, NotFound("/root: cannot be read")))
+    world.settle()
+    assert list(world.registry.models) == ["m"], "what was there stays while nobody can look"
+    world.disk.news.append(Roster({}, None))
+    world.settle()
+    assert not world.registry.models
+
+
+def test_requests_whose_time_is_up_while_they_wait() -> None:
+    world = ready(model(preload=Loading.LAZY))
+    late, patient = world.request("m", seconds=2.0), world.request("m")
+    world.now += 2.0
+    world.turn()
+    assert isinstance(world.refused(late), DeadlineExceeded)
+    world.settle()
+    assert world.answered(patient) == 1
+
+
+# -- reload ----------------------------------------------------------------------------------------------------------
+
+
+def reload(world: World, *models: ModelSettings, keep: bool = False) -> tuple[Reload, list[str]]:
+    done: list[str] = []
+    wanted = {settings.name: settings for settings in models}
+    world.lifecycle.reload = Reload(world.lifecycle, world.registry, wanted, (), keep, lambda: done.append("done"))
+    return world.lifecycle.reload, done
+
+
+def test_a_reload_takes_everything_or_nothing() -> None:
+    world = ready(model(), model("n"), on_disk=(1, 2))
+    put(world, 1, name="o")
+    world.broken.add("/o/1")
+    wanted = [model(version_policy="all", labels=(("stable", ((1, 1),)),)), model("o")]
+    transaction, done = reload(world, *wanted)
+    world.settle()
+    assert transaction.error is not None
+    assert "nothing was changed: o:1: /o/1: broken" in transaction.error.message
+    assert (set(world.registry.models), world.serving(), done) == ({"m", "n"}, [2], [])
+    assert len(world.registry.versions()) == 2, "what was loaded for it has left again"
+    world.check_rest()
+    world.broken.clear()
+    transaction, done = reload(world, *wanted)
+    kept = world.model().versions[2]
+    world.settle()
+    assert transaction.error is None
+    assert (set(world.registry.models), world.serving(), done) == ({"m", "o"}, [1, 2], ["done"])
+    assert world.model().versions[2] is kept
+    assert world.answered(_settled(world, world.request("m", label="stable"))) == 1
+    world.check_rest()
+
+
+def test_a_version_that_appears_during_a_reload_is_not_lost() -> None:
+    """It is seen, and told, while the reload still goes by what it saw before."""
+    world = ready(model())
+    put(world, 1, name="o")
+    transaction, _ = reload(world, model(replicas=(1, 2)), model("o"))
+    while world.disk.jobs:
+        world.disk.end_job()
+    world.turn()
+    put(world, 1, 2)
+    world.disk.end_look()
+    world.disk.end_look()
+    world.settle()
+    assert transaction.over
+    assert world.serving() == [2]
+    world.check_rest()
+
+
+def test_what_a_reload_needs_goes_meanwhile() -> None:
+    world = ready(model())
+    put(world, 1, name="o")
+    transaction, _ = reload(world, model(replicas=(1, 2)), model("o"))
+    while world.disk.jobs:
+        world.disk.end_job()
+    world.turn()
+    world.lifecycle.remove(world.model())
+    world.settle()
+    assert transaction.error is not None
+    assert "m:1 has gone meanwhile" in transaction.error.message
+    assert not world.registry.models
+    world.check_rest()
 
 
 # -- a random walk ---------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 
-from tfpool.broker.registry import Registry, State, Version
-from tfpool.broker.resolve import Resolver, batch_policy, check_inputs
+from tfpool.broker.registry import NotLoaded, Registry, State, Version
+from tfpool.broker.resolve import Resolver, Split, batch_policy, check_inputs
 from tfpool.errors import InvalidArgument, NotFound, TfpoolError, Unavailable
 from tfpool.settings import BatchingSettings, ModelSettings
 from tfpool.types import DType, SignatureSpec, TensorSpec
@@ -130,12 +131,34 @@ def test_answers_are_kept_until_the_registry_changes() -> None:
     for _ in range(2):
         with pytest.raises(NotFound, match="no model 'n'"):
             ask(resolver, wrong)
-    registry.drop_version(version)
-    with pytest.raises(Unavailable, match="no version loaded"):
+    model = registry.models["m"]
+    model.sighted = True
+    registry.retire(model, version)
+    with pytest.raises(Unavailable, match="'m' has no version"):
         resolver.resolve(packed, parsed)
     registry.add_model(ModelSettings("n", "/n"))
-    with pytest.raises(Unavailable, match="'n' has no version"):
+    with pytest.raises(NotLoaded, match="n is not loaded yet"):
         ask(resolver, wrong)
+
+
+def test_a_split_goes_on_where_it_was() -> None:
+    """However often what keys mean is found out anew, each version gets its share."""
+    registry = Registry()
+    model = registry.add_model(ModelSettings("m", "/m"))
+    model.labels["prod"] = ((1, 9), (2, 1))
+    for number in (1, 2):
+        version = registry.add_version(model, number, f"/m/{number}")
+        version.signatures = (signature(A),)
+        version.on["w"] = State.AVAILABLE
+    resolver = Resolver(registry)
+    prod = RequestKey("m", 0, "prod", "", (a,), True)
+    given: Counter[int] = Counter()
+    for _ in range(100):
+        registry.epoch += 1
+        split = ask(resolver, prod)
+        assert isinstance(split, Split)
+        given.update(dict(split.spreader.apportion(1)))
+    assert given == {1: 90, 2: 10}
 
 
 def test_many_keys_do_not_grow_without_bound() -> None:

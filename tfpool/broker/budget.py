@@ -17,6 +17,7 @@ from tfpool.repository.memo import Footprint
 
 GUESS_FACTOR = 4
 GUESS_BYTES = 8 << 20
+MARGIN_BYTES = 1 << 20  # two loads of the same files differ by about half of this
 
 
 class Budget:
@@ -39,7 +40,7 @@ class Budget:
         """Bytes to reserve for a load: the peak as measured, or a guess that leaves the worker a chance to measure."""
         known = self.expected(version)
         if known is not None:
-            return known.peak
+            return max(known.peak, version.disk_bytes) + MARGIN_BYTES
         guess = GUESS_FACTOR * version.disk_bytes + GUESS_BYTES
         return guess if link.settings.memory is None else min(guess, link.settings.memory - link.base)
 

@@ -147,6 +147,7 @@ class Lifecycle:
             return
         version.failures = version.deaths = 0
         version.described = False
+        version.on.clear()
         self._describe(version)
 
     def _roster(self, roster: Roster) -> None:
@@ -354,9 +355,10 @@ class Lifecycle:
     def _retry(self, now: float) -> None:
         for version in [v for v in self._retries.values() if v.retry_at <= now]:
             del self._retries[version.handle]
-            if version.retired or version.goal is Goal.OFF:
+            if version.retired or version.goal is Goal.OFF or version.state is not State.FAILED:
                 continue
             version.error = None
+            version.on.clear()
             if version.described:
                 self.residence.start(version)
             else:

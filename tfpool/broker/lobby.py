@@ -60,10 +60,11 @@ class Lobby:
 
     def park(self, why: NotLoaded, request: Request) -> None:
         """Keep requests until what they need is there. Raises ResourceExhausted where as many wait as may."""
-        room = self._rooms.setdefault(why.room, _Room())
+        room = self._rooms.get(why.room) or _Room()
         most = why.settings.batching.max_queue_rows
         if room.rows + request.rows > most:
             raise ResourceExhausted(f"{why.message}, and {room.rows} rows wait for it; max_queue_rows is {most}")
+        self._rooms[why.room] = room
         room.requests.append(request)
         room.rows += request.rows
         self.expiry = min(self.expiry, request.deadline)

@@ -118,6 +118,11 @@ class Residence:
             if version is None or version.on.get(link.name) is not State.NEW:
                 link.loads.popleft()
                 continue
+            if self._budget.impossible(link, version):  # it was placed before the worker had been measured
+                link.loads.popleft()
+                version.step(link.name, Step.CANCEL)
+                self.start(version)
+                continue
             if self._budget.missing(link, version) > 0:
                 if version.urgent or self._scheduler.waiting(version.key):
                     if not self._make_room(link, version):
@@ -146,7 +151,8 @@ class Residence:
     def _postpone(self, link: Link, version: Version) -> None:
         """There is no room for a version that nobody has asked for yet."""
         version.step(link.name, Step.CANCEL)
-        if not version.on:
+        if not version.held_by():
+            version.on.clear()
             version.goal = Goal.ON_DEMAND
             version.cold = True
             self._registry.epoch += 1
@@ -168,7 +174,7 @@ class Residence:
         self.evictions += 1
         version.step(link.name, Step.DRAIN)
         if not version.serving():
-            version.cold, version.urgent = True, False
+            version.cold, version.urgent, version.error = True, False, None
             version.goal = Goal.ON_DEMAND if version.goal is Goal.SERVE else version.goal
         self._tell_off(link, version)
 
@@ -178,7 +184,7 @@ class Residence:
         """Have a version leave all workers once what waits for it is answered; at once where it serves nowhere."""
         answering = version.serving() or any((version.handle, worker) in self._draining for worker in version.on)
         for worker in list(version.on):
-            self.drain_from(version, worker)
+            self._begin_drain(version, worker)
         if not answering:
             self._decide(ev.ServableGone(version.key, refusal))
         self.step()
@@ -187,14 +193,17 @@ class Residence:
 
     def drain_from(self, version: Version, worker: str) -> None:
         """Have a version leave one worker; others go on serving it."""
+        self._begin_drain(version, worker)
+        if version.serving():
+            self._decide(ev.Unrouted(version.key, worker))
+
+    def _begin_drain(self, version: Version, worker: str) -> None:
         link = self._fleet.links[worker]
         if version.step(worker, Step.CANCEL):
             if version.handle in link.loads:
                 link.loads.remove(version.handle)
         elif version.step(worker, Step.DRAIN):
             self._draining[version.handle, worker] = None
-            if version.serving():
-                self._decide(ev.Unrouted(version.key, worker))
 
     def step(self) -> None:
         """Unload what has been drained by now, and try again the loads that found no room."""
@@ -202,13 +211,18 @@ class Residence:
             version = self._registry.by_handle.get(handle)
             if version is None or version.on.get(worker) is not State.DRAINING:
                 del self._draining[handle, worker]
-            elif not self._scheduler.in_flight(worker, version.key) and (
-                version.serving() or not self._scheduler.waiting(version.key)
-            ):
+            elif self._has_answered(version, worker):
                 del self._draining[handle, worker]
                 self._tell_off(self._fleet.links[worker], version)
         for worker in list(self._blocked):
             self._next_loads(self._fleet.links[worker])
+
+    def _has_answered(self, version: Version, worker: str) -> bool:
+        """Whether a worker may let go of a version: nobody else may need it, be it since another one dies."""
+        runs = self._scheduler.in_flight
+        if version.serving():
+            return not runs(worker, version.key)
+        return not self._scheduler.waiting(version.key) and not any(runs(w, version.key) for w in version.on)
 
     def _tell_off(self, link: Link, version: Version) -> None:
         self._decide(ev.Unrouted(version.key, link.name))
@@ -217,6 +231,7 @@ class Residence:
 
     def _left(self, version: Version) -> None:
         """No worker holds a version any more."""
+        version.on.clear()  # those that could not load it may try again
         if version.retired:
             self._budget.forget(version)
         if version.retired or version.goal is Goal.OFF:
@@ -296,7 +311,7 @@ class Residence:
         evicted = version is not None and version.cold
         elsewhere = any(handle in other.resident for other in self._fleet.links.values() if other is not link)
         self._budget.released(link, handle, evicted, elsewhere)
-        if version is not None and version.step(link.name, Step.UNLOADED) and not version.on:
+        if version is not None and version.step(link.name, Step.UNLOADED) and not version.held_by():
             self._left(version)
         residue = self._budget.residue(link)
         if residue > self._pool.residue_limit and not link.loading and not link.unloading and not link.leaving:
@@ -338,7 +353,7 @@ class Residence:
                     version.step(link.name, Step.FAIL)
                     why = f"loading {version.path} killed {version.deaths} workers"
                     self._failed(version, Internal(why), final=True)
-            elif state is State.DRAINING and not version.on:
+            elif state is State.DRAINING and not version.held_by():
                 self._left(version)
         self._registry.epoch += 1
 
@@ -347,7 +362,7 @@ class Residence:
         link.state = WorkerState.HALTED
         for version in self._registry.versions():
             state = version.on.pop(link.name, None)
-            if state is State.DRAINING and not version.on:
+            if state is State.DRAINING and not version.held_by():
                 self._left(version)
             elif state not in (None, State.DRAINING):
                 self.start(version)

@@ -55,7 +55,8 @@ class ShadowMeter:
         with np.errstate(all="ignore"):
             apart = np.abs(mine.astype(wide) - other.astype(wide))
         apart = np.where((mine == other) | ((mine != mine) & (other != other)), 0.0, apart)
-        self.max_abs_difference = max(self.max_abs_difference, float(np.nan_to_num(apart, nan=np.inf).max()))
+        apart = np.nan_to_num(apart, nan=np.inf, posinf=np.inf)
+        self.max_abs_difference = max(self.max_abs_difference, float(apart.max()))
         if mine.ndim and mine.shape[-1] > 1 and mine.dtype.kind not in "cb":
             chosen, others = mine.argmax(-1), other.argmax(-1)
             self.argmax_rows += chosen.size

@@ -284,7 +284,7 @@ class Core:
 
     def receive(self, frames: list[bytes]) -> bool | None:
         """Resolve what a message answers. A WELCOME returns whether the arena was accepted, others None."""
-        verb, body = messages.decode(frames[0])
+        verb, body = messages.decode(frames[0], messages.MAX_ANSWER_BYTES)
         if verb == Verb.ANSWER:
             self._ledger.answered(messages.decode_answer(body), frames)
         elif verb == Verb.ERROR:

@@ -53,7 +53,7 @@ class Method:
             raise InvalidArgument(f"model {target.model!r} has no signature {wanted!r}; it has {have}")
         inputs = {tensor["name"]: tensor["dtype"] for tensor in found["inputs"]}
         outputs = {tensor["name"]: tensor["dtype"] for tensor in found["outputs"]}
-        if inputs != {INPUT: _STRING} or not outputs.items() <= self.outputs.items():
+        if inputs != {INPUT: _STRING} or not outputs or not outputs.items() <= self.outputs.items():
             expected = " and/or ".join(f"{name}: {dtype}" for name, dtype in self.outputs.items())
             raise InvalidArgument(
                 f"model {target.model!r}, signature {wanted!r} does not {self.name}: "

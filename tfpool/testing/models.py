@@ -106,6 +106,15 @@ def make_mixes_rows(directory: str) -> str:
     return _save(directory, "mixes_rows", {"serving_default": function})
 
 
+def make_large(directory: str, nbytes: int = 100_000_000) -> str:
+    """y = x + the sum of a weight's first elements (0) on x [?]; the weight takes ``nbytes``."""
+    import tensorflow as tf
+
+    weight = tf.Variable(tf.zeros(nbytes // 4))
+    function = _function(lambda x: {"y": x + tf.reduce_sum(weight[:8])}, x=((None,), tf.float32))
+    return _save(directory, "large", {"serving_default": function}, [weight])
+
+
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("bfloat16", "float16", "float32", "float64", "complex64", "complex128", "string"),
@@ -268,6 +277,7 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "counter": make_counter,
     "mixes_rows": make_mixes_rows,
     "dtypes": make_dtypes,
+    "large": make_large,
     "examples": make_examples,
     "slow": make_slow,
     "crash": make_crash,

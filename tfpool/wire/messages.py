@@ -27,6 +27,7 @@ from tfpool.errors import InvalidArgument
 
 VERSION = 1
 MAX_HEADER_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 1 << 30
 MAX_GROUPS = 4096
 MAX_COUNT = 1 << 16
 MAX_ROWS = 1 << 24
@@ -164,18 +165,18 @@ def encode(verb: Verb, body: object) -> bytes:
     return bytes((VERSION, verb)) + packed
 
 
-def decode(header: bytes) -> tuple[int, Any]:
-    """Split a header frame into its verb and its unpacked body.
+def decode(header: bytes, limit: int = MAX_HEADER_BYTES) -> tuple[int, Any]:
+    """Split a header frame of at most ``limit`` bytes into its verb and its unpacked body.
 
     Raises InvalidArgument for anything that is not such a frame.
     """
     if len(header) < 3:
         raise InvalidArgument(f"truncated header: got {len(header)} bytes, expected at least 3")
-    if len(header) > MAX_HEADER_BYTES:
-        raise InvalidArgument(f"header too long: got {len(header)} bytes, expected at most {MAX_HEADER_BYTES}")
+    if len(header) > limit:
+        raise InvalidArgument(f"header too long: got {len(header)} bytes, expected at most {limit}")
     if header[0] != VERSION:
         raise InvalidArgument(f"protocol version: got {header[0]}, expected {VERSION}")
-    return header[1], unpack(memoryview(header)[2:])
+    return header[1], unpack(memoryview(header)[2:], limit)
 
 
 def pack(body: object) -> bytes:
@@ -184,7 +185,7 @@ def pack(body: object) -> bytes:
     return packed
 
 
-def unpack(data: bytes | memoryview) -> Any:
+def unpack(data: bytes | memoryview, limit: int = MAX_HEADER_BYTES) -> Any:
     """Unpack MessagePack within the wire's limits.
 
     Raises InvalidArgument for malformed, truncated, trailing or oversized data.
@@ -192,8 +193,8 @@ def unpack(data: bytes | memoryview) -> Any:
     try:
         return msgpack.unpackb(
             data,
-            max_str_len=MAX_HEADER_BYTES,
-            max_bin_len=MAX_HEADER_BYTES,
+            max_str_len=limit,
+            max_bin_len=limit,
             max_array_len=1 << 17,
             max_map_len=1 << 14,
             max_ext_len=0,

@@ -110,24 +110,28 @@ def _content(data: bytes, dtype: DType, shape: Shape, name: str) -> Array:
 
 
 def _values(tensor: tensor_pb2.Tensor, dtype: DType, count: int, name: str) -> Array:
-    if dtype not in _LISTS:
-        raise InvalidArgument(f"tensor {name!r}: {dtype.label} has no content, expected tensor_content")
-    field, source = _LISTS[dtype]
-    given = np.array(getattr(tensor, field), source)
-    if dtype in (DType.COMPLEX64, DType.COMPLEX128):
-        if given.size % 2:
-            raise InvalidArgument(f"tensor {name!r}: got {given.size} numbers, expected pairs for {dtype.label}")
-        given = given.view(numpy_dtype(dtype))
-    elif source is _HALVES[1] and field == _HALVES[0]:
-        given = given.astype(np.uint16).view(numpy_dtype(dtype))
-    else:
-        given = given.astype(numpy_dtype(dtype), copy=False)
+    given = _given(tensor, dtype, name)
     if given.size >= count:
         return given[:count]
     out = np.empty(count, given.dtype)
     out[: given.size] = given
     out[given.size :] = given[-1] if given.size else np.zeros(1, given.dtype)[0]
     return out
+
+
+def _given(tensor: tensor_pb2.Tensor, dtype: DType, name: str) -> Array:
+    """The elements that a message lists, which may be fewer than its shape has."""
+    if dtype not in _LISTS:
+        return np.frombuffer(tensor.float8_val, numpy_dtype(dtype))
+    field, source = _LISTS[dtype]
+    given = np.array(getattr(tensor, field), source)
+    if dtype in (DType.COMPLEX64, DType.COMPLEX128):
+        if given.size % 2:
+            raise InvalidArgument(f"tensor {name!r}: got {given.size} numbers, expected pairs for {dtype.label}")
+        return given.view(numpy_dtype(dtype))
+    if _LISTS[dtype] is _HALVES:
+        return given.astype(np.uint16).view(numpy_dtype(dtype))
+    return given.astype(numpy_dtype(dtype), copy=False)
 
 
 def _strings(tensor: tensor_pb2.Tensor, shape: Shape, name: str) -> Array:

@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -16,6 +17,8 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+_LOW_PRIORITY = 10
+_M_ARENA_MAX = -8
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,20 @@ def pin(boot: Boot) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = boot.device.removeprefix("gpu:") if boot.device != "cpu" else "-1"
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # the broker must outlive its workers
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
+    if set_option is not None:
+        set_option(_M_ARENA_MAX, 1)  # the tops of further arenas cannot be trimmed
     sys.setswitchinterval(0.0005)  # a load in another thread must not hold the running one up
     name_process(f"tfpool-{boot.name}")
+
+
+def give_way() -> None:
+    """Let all other threads on this CPU go before the calling one.
+
+    Not the lowest priority: it holds the interpreter's lock at times, and must get on then.
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
 
 
 def die_with_parent(parent: int) -> None:

@@ -1,6 +1,6 @@
 """SavedModel -> a session with one cached callable a signature.
 
-The v1 loader loads every SavedModel, also those that ``tf.saved_model.load`` cannot. A callable made with
+A session loads every SavedModel, also those that ``tf.saved_model.load`` cannot. A callable made with
 ``inter_op_thread_pool = -1`` runs in the thread that calls it: no hand-over to a pool, no copy of aligned feeds.
 """
 
@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, TfpoolError, from_code
-from tfpool.types import DType, SignatureSpec, TensorSpec
+from tfpool.repository.describe import signature_spec
+from tfpool.types import SignatureSpec
+from tfpool.worker import restore
+from tfpool.worker.parsing import Feature, features
 
 _MUTATING = (
     "Assign",
@@ -49,12 +52,16 @@ _MUTATING = (
 
 @dataclass(slots=True)
 class Signature:
-    """A callable signature; ``fetch_of[i]`` is the callable's result that is output ``i``."""
+    """A callable signature; ``fetch_of[i]`` is the callable's result that is output ``i``.
+
+    ``features`` are those that its graph parses tf.Examples for.
+    """
 
     spec: SignatureSpec
     call: Any
     feed_types: tuple[Any, ...]
     fetch_of: tuple[int, ...]
+    features: tuple[Feature, ...] = ()
 
 
 @dataclass(slots=True)
@@ -101,21 +108,20 @@ def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[st
     """
     import tensorflow as tf
 
-    if not os.path.isdir(path):
-        raise NotFound(f"{path}: no such directory")
-    if not any(os.path.isfile(os.path.join(path, f"saved_model.{end}")) for end in ("pb", "pbtxt")):
-        raise NotFound(f"{path}: no saved_model.pb in it; found {', '.join(sorted(os.listdir(path))[:8]) or 'nothing'}")
-    graph = tf.Graph()
-    with graph.as_default():
-        session = tf.compat.v1.Session(graph=graph, config=config)
-        try:
-            meta = tf.compat.v1.saved_model.loader.load(session, list(tags), path)
-            return _signatures(session, meta, frozenset(stateful), path)
-        except BaseException as error:
+    session = None
+    try:
+        meta = restore.read_meta_graph(path, tags)
+        session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        restore.fill(session, meta, path)
+        return _signatures(session, meta, frozenset(stateful), path)
+    except BaseException as error:
+        if session is not None:
             session.close()
-            if isinstance(error, Exception):
-                raise explain(error, path) from error
+        if not isinstance(error, Exception):
             raise
+        if session is not None and not os.path.isdir(path):
+            raise NotFound(f"{path}: it was removed while it was loading") from error
+        raise explain(error, path) from error
 
 
 def explain(error: Exception, what: str) -> TfpoolError:
@@ -124,7 +130,7 @@ def explain(error: Exception, what: str) -> TfpoolError:
         return error
     import tensorflow as tf
 
-    text = " ".join(str(error).split())[:1500]
+    text = restore.brief(error)
     if isinstance(error, tf.errors.OpError):
         operation = f" (operation {error.op.name}, a {error.op.type})" if error.op is not None else ""
         return from_code(error.error_code, f"{what}{operation}: {text}")
@@ -136,14 +142,14 @@ def explain(error: Exception, what: str) -> TfpoolError:
 
 
 def _signatures(session: Any, meta: Any, stateful: frozenset[str], path: str) -> Loaded:
-    mutating = _Mutations(meta.graph_def)
+    mutating, parsed = _Mutations(meta.graph_def), features(meta.graph_def)
     found: list[Signature] = []
     skipped: dict[str, str] = {}
     for name in sorted(meta.signature_def):
         if name.startswith("__"):
             continue
         try:
-            found.append(_signature(session, name, meta.signature_def[name], mutating, name in stateful))
+            found.append(_signature(session, name, meta.signature_def[name], mutating, name in stateful, parsed))
         except TfpoolError as error:
             skipped[name] = error.message
     if not found:
@@ -158,37 +164,24 @@ def _signatures(session: Any, meta: Any, stateful: frozenset[str], path: str) ->
     return Loaded(session, found, skipped)
 
 
-def _signature(session: Any, name: str, definition: Any, mutating: _Mutations, stateful: bool) -> Signature:
+def _signature(
+    session: Any, name: str, definition: Any, mutating: _Mutations, stateful: bool, parsed: tuple[Feature, ...]
+) -> Signature:
     from tensorflow.core.protobuf import config_pb2
     from tensorflow.python.framework import dtypes
 
-    inputs = tuple(_spec(key, definition.inputs[key]) for key in sorted(definition.inputs))
-    outputs = tuple(_spec(key, definition.outputs[key]) for key in sorted(definition.outputs))
-    if not outputs:
-        raise FailedPrecondition("it has no output")
+    found = signature_spec(name, definition)
+    inputs, outputs = found.inputs, found.outputs
     feeds = [definition.inputs[spec.name].name for spec in inputs]
-    if len(set(feeds)) != len(feeds):
-        raise FailedPrecondition("two inputs are the same tensor")
     names = [definition.outputs[spec.name].name for spec in outputs]
     fetches = list(dict.fromkeys(names))
     options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
     options.run_options.inter_op_thread_pool = -1
     mutates = stateful or mutating.reached(names)
-    spec = SignatureSpec(name, definition.method_name, inputs, outputs, mutates=mutates)
+    spec = replace(found, mutates=mutates, reason="")
     types = tuple(dtypes.as_dtype(int(item.dtype)).as_numpy_dtype for item in inputs)
     call = session._make_callable_from_options(options)
-    return Signature(spec, call, types, tuple(fetches.index(n) for n in names))
-
-
-def _spec(name: str, info: Any) -> TensorSpec:
-    if info.WhichOneof("encoding") != "name":
-        raise FailedPrecondition(f"{name!r} is a {info.WhichOneof('encoding')}, only dense tensors are served")
-    try:
-        dtype = DType(info.dtype)
-    except ValueError:
-        raise FailedPrecondition(f"{name!r} has dtype number {info.dtype}, which has no counterpart in numpy") from None
-    shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
-    return TensorSpec(name, dtype, shape)
+    return Signature(spec, call, types, tuple(fetches.index(n) for n in names), parsed)
 
 
 class _Mutations:

@@ -19,7 +19,7 @@ from tfpool.shm.doorbell import Doorbell
 from tfpool.telemetry import log
 from tfpool.wire.messages import Bell, pack, unpack
 from tfpool.worker import loader, memory, warmup
-from tfpool.worker.boot import Boot, quiet_stderr
+from tfpool.worker.boot import Boot, give_way, quiet_stderr
 from tfpool.worker.executor import Executor, Outcome, Servable
 
 _GAUGE_SECONDS = 5.0
@@ -38,7 +38,7 @@ class Worker:
         self._bell = bell
         self._executor = Executor()
         self._servables: dict[int, Servable] = {}
-        self._loads = ThreadPoolExecutor(boot.load_concurrency, "load")
+        self._loads = ThreadPoolExecutor(boot.load_concurrency, "load", give_way)
         self._loading: dict[int, Future[None]] = {}
         self._meter = memory.Meter()
         self._stopped = threading.Event()
@@ -60,7 +60,7 @@ class Worker:
                 if verb == Bell.RUN:
                     self._run(*fields)
                 elif verb == Bell.LOAD:
-                    self._loading[fields[0]] = self._loads.submit(self._load, *fields)
+                    self._load_later(*fields)
                 elif verb == Bell.UNLOAD:
                     handle = fields[0]
                     servable, loading = self._servables.pop(handle, None), self._loading.pop(handle, None)
@@ -97,6 +97,10 @@ class Worker:
             if outcome.spilled is not None:
                 os.close(outcome.spilled)
 
+    def _load_later(self, handle: int, *fields: Any) -> None:
+        loading = self._loading[handle] = self._loads.submit(self._load, handle, *fields)
+        loading.add_done_callback(lambda _: self._loading.pop(handle, None))
+
     def _load(self, handle: int, name: str, path: str, options: dict[str, Any]) -> None:
         begun = self._meter.begin()
         try:
@@ -115,8 +119,9 @@ class Worker:
             self._meter.end(begun)
             self._say(Bell.LOAD_FAILED, handle, int(failure.code), failure.message[:4096])
             return
-        self._servables[handle] = Servable(name, loaded)
+        memory.trim()
         took = self._meter.end(begun)
+        self._servables[handle] = Servable(name, loaded)
         info = {
             "load_seconds": took.seconds,
             "memory_bytes": took.unique,
@@ -133,7 +138,10 @@ class Worker:
             loading.exception()
         servable = servable or self._servables.pop(handle, None)
         if servable is not None:
-            servable.loaded.close()
+            try:
+                servable.loaded.close()
+            except Exception as error:
+                self._log.error("unload.failed", model=servable.name, error=repr(error))
             memory.trim()
         self._say(Bell.UNLOADED, handle, memory.resident(), memory.unique())
 

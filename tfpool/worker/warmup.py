@@ -18,13 +18,12 @@ from tfpool.errors import InvalidArgument, from_code
 from tfpool.repository import warmup_file
 from tfpool.repository.warmup_file import Sample
 from tfpool.types import DType, SignatureSpec, TensorSpec, numpy_dtype
-from tfpool.worker import loader
+from tfpool.worker import loader, parsing
 from tfpool.worker.loader import Loaded, Signature, with_batching
 
 DEFAULT_SIGNATURE = "serving_default"
 PROOF_ROWS = 3
 _OPEN_DIMS = (1, 8, 32, 128)
-_TEXTS = (b"warm", b"up", b"tfpool")
 
 
 def warm(loaded: Loaded, sizes: Iterable[int]) -> None:
@@ -32,7 +31,7 @@ def warm(loaded: Loaded, sizes: Iterable[int]) -> None:
     for signature in loaded.signatures:
         with_batching(signature, prove(signature))
         if signature.spec.batchable:
-            rows = _made_up(signature.spec, PROOF_ROWS, _working_dim(signature))
+            rows = _made_up(signature, PROOF_ROWS, _working_dim(signature))
             for size in sizes:
                 signature.call(*_tile(signature, rows, size))
 
@@ -101,7 +100,7 @@ def _run_once(signature: Signature) -> None:
     """Pay the first run's cost now. That made-up inputs may not suit the model is no failure."""
     for dim in _OPEN_DIMS:
         try:
-            signature.call(*_cast(signature, _made_up(signature.spec, 1, dim, rows_only=False)))
+            signature.call(*_cast(signature, _made_up(signature, 1, dim, rows_only=False)))
             return
         except Exception:  # anything the model's own operations may raise
             continue
@@ -111,7 +110,7 @@ def _compare(signature: Signature) -> str:
     dim = _working_dim(signature)
     if dim == 0:
         return "it could not be run on made-up inputs, so its rows could not be proven independent"
-    rows = _made_up(signature.spec, PROOF_ROWS, dim)
+    rows = _made_up(signature, PROOF_ROWS, dim)
     try:
         together = signature.call(*_cast(signature, rows))
         for i in range(PROOF_ROWS):
@@ -131,16 +130,19 @@ def _working_dim(signature: Signature) -> int:
     """A size for the open inner dimensions that the model accepts, 0 if none was found."""
     for dim in _OPEN_DIMS:
         try:
-            signature.call(*_cast(signature, _made_up(signature.spec, 1, dim)))
+            signature.call(*_cast(signature, _made_up(signature, 1, dim)))
             return dim
         except Exception:  # anything the model's own operations may raise
             continue
     return 0
 
 
-def _made_up(spec: SignatureSpec, rows: int, dim: int, rows_only: bool = True) -> list[np.ndarray[Any, Any]]:
+def _made_up(signature: Signature, rows: int, dim: int, rows_only: bool = True) -> list[np.ndarray[Any, Any]]:
     random = np.random.default_rng(7)
-    return [_values(tensor, _shape(tensor, rows, dim, rows_only), random) for tensor in spec.inputs]
+    inputs = signature.spec.inputs
+    if signature.features and len(inputs) == 1 and inputs[0].dtype is DType.STRING and inputs[0].shape == (-1,):
+        return [parsing.made_up(signature.features, rows, random)]
+    return [_values(tensor, _shape(tensor, rows, dim, rows_only), random) for tensor in inputs]
 
 
 def _shape(tensor: TensorSpec, rows: int, dim: int, rows_only: bool) -> tuple[int, ...]:
@@ -153,7 +155,7 @@ def _values(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Genera
     if tensor.dtype is DType.STRING:
         out = np.empty(shape, object)
         flat = out.reshape(-1)
-        flat[:] = [_TEXTS[i % len(_TEXTS)] for i in range(flat.size)]
+        flat[:] = [parsing.TEXTS[i % len(parsing.TEXTS)] for i in range(flat.size)]
         return out
     dtype = numpy_dtype(tensor.dtype)
     if dtype.kind in "iub":
