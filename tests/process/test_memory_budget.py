@@ -19,6 +19,12 @@ pytestmark = pytest.mark.process
 MakePool = Callable[..., FakePool]
 X = np.ones((1, 4), np.float32)
 MIB = 1 << 20
+
+
+def filled(nbytes: int) -> int:
+    """The budget of which loads may fill so many bytes."""
+    return nbytes * 10 // 9
+
 SOON = 15.0
 LAZY = {"preload": Loading.LAZY}
 
@@ -55,7 +61,7 @@ def watched(pool: FakePool, budget: int) -> Iterator[None]:
 def test_more_models_than_fit_take_turns(make_pool: MakePool) -> None:
     budget = 36 * MIB
     kinds = [("numbered", {"name": f"m{i}", "nbytes": 10 * MIB, **LAZY}) for i in range(8)]
-    pool = make_pool(kinds, workers=1, memory=BASE_BYTES + budget)
+    pool = make_pool(kinds, workers=1, memory=filled(BASE_BYTES + budget))
     with pool.client(timeout=SOON) as client, watched(pool, budget):
         for turn in range(3):
             for i in range(8):
@@ -72,7 +78,7 @@ def test_more_models_than_fit_take_turns(make_pool: MakePool) -> None:
 
 def test_what_is_only_preloaded_pushes_nobody_out(make_pool: MakePool) -> None:
     kinds = [("numbered", {"name": f"m{i}", "nbytes": 10 * MIB}) for i in range(6)]
-    pool = make_pool(kinds, workers=2, memory=BASE_BYTES + 21 * MIB)
+    pool = make_pool(kinds, workers=2, memory=filled(BASE_BYTES + 21 * MIB))
     with pool.client(timeout=SOON) as client:
         found = states(client)
         assert 2 <= list(found.values()).count("AVAILABLE") <= 4
@@ -88,7 +94,7 @@ def test_what_is_in_use_stays(make_pool: MakePool) -> None:
     pool = make_pool(
         [("slow", {"nbytes": 10 * MIB}), ("numbered", {"nbytes": 20 * MIB, **LAZY}), ("double", {"nbytes": 10 * MIB})],
         workers=1,
-        memory=BASE_BYTES + 25 * MIB,
+        memory=filled(BASE_BYTES + 25 * MIB),
         load_concurrency=2,
     )
     with pool.client(timeout=SOON) as client:
@@ -112,7 +118,7 @@ def test_what_never_fits_says_so_and_the_others_serve(make_pool: MakePool) -> No
         ("numbered", {"name": "lazy", "nbytes": 60 * MIB, **LAZY}),
         ("numbered", {"name": "small", "nbytes": 10 * MIB}),
     ]
-    pool = make_pool(kinds, workers=1, memory=BASE_BYTES + 40 * MIB, load_retries=0)
+    pool = make_pool(kinds, workers=1, memory=filled(BASE_BYTES + 40 * MIB), load_retries=0)
     with pool.client(timeout=SOON) as client:
         numbers = r"large:1 failed to load: it was measured to take 50.0 MiB; worker cpu0 has 40.0 MiB for models"
         until(lambda: states(client)["large"] == "FAILED")
@@ -138,7 +144,7 @@ def test_what_never_fits_says_so_and_the_others_serve(make_pool: MakePool) -> No
 
 def test_a_model_that_never_fits_is_asked_for_all_the_while(make_pool: MakePool) -> None:
     """Whoever asks while it comes and goes is told, too."""
-    pool = make_pool([("numbered", {"nbytes": 50 * MIB, "hold": "", **LAZY})], workers=1, memory=BASE_BYTES + 40 * MIB)
+    pool = make_pool([("numbered", {"nbytes": 50 * MIB, "hold": "", **LAZY})], workers=1, memory=filled(BASE_BYTES + 40 * MIB))
     with pool.client(timeout=SOON) as client:
         outcomes: list[str] = []
 
@@ -203,7 +209,7 @@ def test_replicas_leave_one_after_the_other(make_pool: MakePool) -> None:
             ("numbered", {"name": "first", "nbytes": 15 * MIB, **LAZY}),
             ("numbered", {"name": "second", "nbytes": 15 * MIB, **LAZY}),
         ],
-        memory=BASE_BYTES + 30 * MIB,
+        memory=filled(BASE_BYTES + 30 * MIB),
     )
     with pool.client(timeout=SOON) as client:
         for _ in range(3):
@@ -215,7 +221,7 @@ def test_replicas_leave_one_after_the_other(make_pool: MakePool) -> None:
 def test_a_drained_worker_keeps_what_does_not_fit_elsewhere(make_pool: MakePool) -> None:
     pool = make_pool(
         [("numbered", {"nbytes": 30 * MIB, "pin": ("cpu0",)}), ("double", {"nbytes": MIB})],
-        memory=BASE_BYTES + 40 * MIB,
+        memory=filled(BASE_BYTES + 40 * MIB),
     )
     with pool.client(timeout=SOON) as client:
         with pytest.raises(TfpoolError, match="no worker can take numbered:1"):
@@ -227,7 +233,7 @@ def test_a_drained_worker_keeps_what_does_not_fit_elsewhere(make_pool: MakePool)
 
 def test_sizes_are_remembered(make_pool: MakePool) -> None:
     """What was measured once is known before the next load, also by another broker."""
-    pool = make_pool([("numbered", {"nbytes": 50 * MIB})], workers=1, memory=BASE_BYTES + 40 * MIB, load_retries=0)
+    pool = make_pool([("numbered", {"nbytes": 50 * MIB})], workers=1, memory=filled(BASE_BYTES + 40 * MIB), load_retries=0)
     with pool.client(timeout=SOON) as client:
         until(lambda: states(client) == {"numbered": "FAILED"})
     pool.kill_broker(str(50 * MIB))

@@ -13,7 +13,8 @@ MIB = 1 << 20
 BASE = 100 * MIB
 
 
-def link(memory: int | None = 200 * MIB) -> Link:
+def link(memory: int | None = 200 * MIB * 10 // 9) -> Link:
+    """Loads may fill 200 MiB of its budget."""
     made = Link(WorkerSettings("w", memory=memory), WorkerState.READY)
     made.base = made.unique = BASE
     return made
@@ -57,7 +58,8 @@ def test_what_can_never_fit() -> None:
     files = made.impossible(link(), version(1, 101 * MIB))
     assert files is not None
     assert files.message == (
-        "it has files of 101.0 MiB; worker w has 100.0 MiB for models (a budget of 200.0 MiB, 100.0 MiB of it its own)"
+        "it has files of 101.0 MiB; worker w has 100.0 MiB for models "
+        "(of a budget of 222.2 MiB, 100.0 MiB are its own and 22.2 MiB are kept free)"
     )
     measured = made.impossible(link(), version(2, 1))
     assert measured is not None

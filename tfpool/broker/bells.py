@@ -102,7 +102,7 @@ class Bells:
             self._residence.joined(link)
             self._log.info("worker.ready", worker=link.name, pid=link.pid)
         elif verb == Bell.GAUGE:
-            link.rss, link.unique = fields
+            self._residence.gauged(link, *fields)
         elif verb == Bell.WARMING:
             self._residence.warming(link, fields[0])
         elif verb == Bell.LOADED:

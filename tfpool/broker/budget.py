@@ -1,7 +1,8 @@
 """Memory of the workers: what a load will take, whether there is room for it, and what it would have to push out.
 
 A worker's budget bounds the bytes that it has to itself. Sizes are measured at every load and remembered by what the
-files look like, so that a guess from the disk serves once in a model's life.
+files look like, so that a guess from the disk serves once in a model's life. A part of the budget is kept free for what
+runs take beyond what loads were measured to, and for the pages that a worker touches for the first time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tfpool.repository.memo import Footprint
 
 GUESS_FACTOR = 4
 GUESS_BYTES = 8 << 20
+FREE_SHARE, MOST_FREE_BYTES = 0.1, 256 << 20
 MARGIN_BYTES = 1 << 20  # two loads of the same files differ by about half of this
 
 
@@ -42,7 +44,7 @@ class Budget:
         if known is not None:
             return max(known.peak, version.disk_bytes) + MARGIN_BYTES
         guess = GUESS_FACTOR * version.disk_bytes + GUESS_BYTES
-        return guess if link.settings.memory is None else min(guess, link.settings.memory - link.base)
+        return guess if link.settings.memory is None else min(guess, limit(link.settings.memory) - link.base)
 
     def impossible(self, link: Link, version: Version) -> ResourceExhausted | None:
         """Why a worker can never hold a version, however empty it is; None where it can."""
@@ -50,12 +52,14 @@ class Budget:
             return None
         known = self.expected(version)
         takes = known.peak if known else version.disk_bytes
-        if link.base + takes <= link.settings.memory:
+        most = limit(link.settings.memory)
+        if link.base + takes <= most:
             return None
         how = "was measured to take" if known else "has files of"
         return ResourceExhausted(
-            f"it {how} {_mib(takes)}; worker {link.name} has {_mib(link.settings.memory - link.base)} "
-            f"for models (a budget of {_mib(link.settings.memory)}, {_mib(link.base)} of it its own)"
+            f"it {how} {_mib(takes)}; worker {link.name} has {_mib(most - link.base)} for models "
+            f"(of a budget of {_mib(link.settings.memory)}, {_mib(link.base)} are its own and "
+            f"{_mib(link.settings.memory - most)} are kept free)"
         )
 
     def missing(self, link: Link, version: Version, guess: bool = True) -> int:
@@ -67,11 +71,11 @@ class Budget:
             return 0
         least = not guess and self.expected(version) is None
         need = version.disk_bytes if least else self.need(link, version)
-        return self._committed(link) + need - link.settings.memory
+        return self._committed(link) + need - limit(link.settings.memory)
 
     def excess(self, link: Link) -> int:
-        """Bytes over the budget that a worker holds."""
-        return self._committed(link) - link.settings.memory if link.settings.memory is not None else 0
+        """Bytes that a worker holds over what it may."""
+        return self._committed(link) - limit(link.settings.memory) if link.settings.memory is not None else 0
 
     def leaving(self, link: Link) -> int:
         """Bytes that unloads under way will give back."""
@@ -110,6 +114,11 @@ class Budget:
     def _committed(self, link: Link) -> int:
         held = max(link.unique, link.base + sum(link.resident.values()))
         return held + sum(link.reserved.values())
+
+
+def limit(budget: int) -> int:
+    """What loads may fill of a budget."""
+    return budget - min(int(budget * FREE_SHARE), MOST_FREE_BYTES)
 
 
 def _mib(nbytes: int) -> str:

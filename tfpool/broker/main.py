@@ -156,6 +156,7 @@ class Broker:
                 self.tell(Control.PROGRESS, progress(self))
             if self.front.closed and self._idle():
                 self._finish()
+            self.notebook.save()
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick()
@@ -253,7 +254,6 @@ class Broker:
                 link.bell.flush()
         self.recorder.expire(time.monotonic())
         self.taps.refresh()
-        self.notebook.save()
         for queue in self._resolver.closed:
             self.decide(ev.QueueClosed(queue))
         self._resolver.closed.clear()

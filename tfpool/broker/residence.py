@@ -198,12 +198,15 @@ class Residence:
             self._decide(ev.Unrouted(version.key, worker))
 
     def _begin_drain(self, version: Version, worker: str) -> None:
-        link = self._fleet.links[worker]
+        link, serves = self._fleet.links[worker], version.on[worker] is State.AVAILABLE
         if version.step(worker, Step.CANCEL):
             if version.handle in link.loads:
                 link.loads.remove(version.handle)
         elif version.step(worker, Step.DRAIN):
-            self._draining[version.handle, worker] = None
+            if serves:
+                self._draining[version.handle, worker] = None
+            else:
+                self._tell_off(link, version)
 
     def step(self) -> None:
         """Unload what has been drained by now, and try again the loads that found no room."""
@@ -283,13 +286,18 @@ class Residence:
         self._relieve(link, version)
         self._next_loads(link)
 
-    def _relieve(self, link: Link, newest: Version) -> None:
-        """A load may have taken more than was foreseen: bring the worker back under its budget."""
+    def gauged(self, link: Link, rss: int, unique: int) -> None:
+        """A worker tells its memory."""
+        link.rss, link.unique = rss, unique
+        self._relieve(link, None)
+
+    def _relieve(self, link: Link, newest: Version | None) -> None:
+        """A load, or runs, may have taken more than was foreseen: bring the worker back under its budget."""
         excess = self._budget.excess(link) - self._budget.leaving(link)
-        if excess <= 0:
+        if excess <= 0 or link.loading:
             return
-        error = self._budget.impossible(link, newest)
-        if error is not None and newest.serving() == [link.name]:
+        error = self._budget.impossible(link, newest) if newest is not None else None
+        if newest is not None and error is not None and newest.serving() == [link.name]:
             self.drain_from(newest, link.name)
             self._give_up(newest, error, final=True)
             return

@@ -60,7 +60,7 @@ class Room:
         for other in self._registry.versions():
             for worker in other.on:
                 held[worker] += 1
-                used[worker] += other.memory_bytes or 0
+                used[worker] += other.memory_bytes or other.disk_bytes
         return [Candidate(link.name, used[link.name], held[link.name], link.settings.memory) for link in best]
 
     def idle(self, link: Link) -> list[Version]:

@@ -33,7 +33,7 @@ class Footprint:
 class Memo:
     """Changes that were made at run time, by model, and footprints by fingerprint, the oldest first.
 
-    ``labels`` are texts such as ``3:90,4:10``, ``shadows`` such as ``4:10``. ``models`` are tables as they would stand
+    ``labels`` are texts such as ``3:90,4:10``, ``shadows`` such as ``4:10``, or empty. ``models`` are tables as they would stand
     in the configuration. ``removed`` and ``unloaded`` (model and version) are not brought back at a start.
     """
 
@@ -131,7 +131,8 @@ def _split(value: Any) -> str:
 
 
 def _shadow(value: Any) -> str:
-    check_shadow(value)
+    if value != "":  # it was ended
+        check_shadow(value)
     return str(value)
 
 

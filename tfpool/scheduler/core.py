@@ -25,6 +25,7 @@ from tfpool.types import ModelKey
 
 CREDITS = 2
 MAX_DEATHS = 2
+MAX_GONE = 1024  # servables whose batches a dying worker may still give back
 
 
 class _Worker:
@@ -366,6 +367,8 @@ class Scheduler:
 
     def _servable_gone(self, event: ev.ServableGone, now: float, actions: list[ev.Action]) -> None:
         self._gone[event.servable] = event.error
+        if len(self._gone) > MAX_GONE:
+            del self._gone[next(iter(self._gone))]
         for queue in self.backlog.of_servable(event.servable):
             gone = list(queue.segments)
             replace(queue, [])
