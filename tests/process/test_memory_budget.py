@@ -25,6 +25,7 @@ def filled(nbytes: int) -> int:
     """The budget of which loads may fill so many bytes."""
     return nbytes * 10 // 9
 
+
 SOON = 15.0
 LAZY = {"preload": Loading.LAZY}
 
@@ -144,7 +145,9 @@ def test_what_never_fits_says_so_and_the_others_serve(make_pool: MakePool) -> No
 
 def test_a_model_that_never_fits_is_asked_for_all_the_while(make_pool: MakePool) -> None:
     """Whoever asks while it comes and goes is told, too."""
-    pool = make_pool([("numbered", {"nbytes": 50 * MIB, "hold": "", **LAZY})], workers=1, memory=filled(BASE_BYTES + 40 * MIB))
+    pool = make_pool(
+        [("numbered", {"nbytes": 50 * MIB, "hold": "", **LAZY})], workers=1, memory=filled(BASE_BYTES + 40 * MIB)
+    )
     with pool.client(timeout=SOON) as client:
         outcomes: list[str] = []
 
@@ -233,7 +236,9 @@ def test_a_drained_worker_keeps_what_does_not_fit_elsewhere(make_pool: MakePool)
 
 def test_sizes_are_remembered(make_pool: MakePool) -> None:
     """What was measured once is known before the next load, also by another broker."""
-    pool = make_pool([("numbered", {"nbytes": 50 * MIB})], workers=1, memory=filled(BASE_BYTES + 40 * MIB), load_retries=0)
+    pool = make_pool(
+        [("numbered", {"nbytes": 50 * MIB})], workers=1, memory=filled(BASE_BYTES + 40 * MIB), load_retries=0
+    )
     with pool.client(timeout=SOON) as client:
         until(lambda: states(client) == {"numbered": "FAILED"})
     pool.kill_broker(str(50 * MIB))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tfpool.broker.aspiring import wanted_of
 from tfpool.broker.budget import Budget
 from tfpool.broker.clients import Clients
 from tfpool.broker.fleet import Fleet, Link, WorkerState
@@ -26,6 +27,7 @@ from tfpool.broker.resolve import Resolver
 from tfpool.broker.room import Room
 from tfpool.broker.shadow import Shadows
 from tfpool.broker.taps import Taps
+from tfpool.broker.turnover import Turnover
 from tfpool.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -199,17 +201,19 @@ class World:
             self.lobby,
             lambda: self.now,
         )
+        room = Room(self.registry, self.fleet, self.budget, self.scheduler)
         self.residence = self.lifecycle.residence = Residence(
             self.registry,
             self.fleet,
             settings.pool,
             self.budget,
-            Room(self.registry, self.fleet, self.budget, self.scheduler),
+            room,
             self.scheduler,
             self.decide,
             self.recycle,
             self.lifecycle,
         )
+        self.turnover = Turnover(self.registry, room, self.residence)
         self.resolver = Resolver(self.registry)
         self.shadows = Shadows(self.registry, self.resolver)
         taps = Taps(Recorder(), self.shadows)
@@ -441,7 +445,7 @@ class World:
             assert not [*link.loads, *link.loading, *link.unloading, *link.reserved]
         for model in self.registry.models.values():
             assert not model.leaving
-            for number in self.lifecycle.wanted(model) if model.found else ():
+            for number in wanted_of(model) if model.found else ():
                 version = model.versions[number]
                 if version.goal is Goal.SERVE and version.failures == 0:
                     assert version.state is State.AVAILABLE, f"{version.key} is {version.state}"
@@ -766,13 +770,13 @@ def test_a_drained_worker_leaves_nothing_behind_but_what_it_could_not_load() -> 
     assert world.model("n").versions[1].state is State.FAILED
     for name in ("w0", "w1"):
         link = world.fleet.links[name]
-        world.residence.vacate(link)
+        world.turnover.vacate(link)
         for _ in range(20):
-            if world.residence.step_vacate(link):
+            if world.turnover.step(link):
                 break
             world.turn()
             world.step_once()
-        assert world.residence.step_vacate(link)
+        assert world.turnover.step(link)
         assert name not in world.model().versions[1].on
         link.state = WorkerState.READY
     assert world.answered(_settled(world, world.request("m"))) == 1
@@ -782,7 +786,7 @@ def test_a_worker_is_not_drained_of_what_nobody_else_can_take() -> None:
     world = ready(model(pin=("w0",)))
     link = world.fleet.links["w0"]
     with pytest.raises(Unavailable, match="no worker can take m:1"):
-        world.residence.vacate(link)
+        world.turnover.vacate(link)
     assert link.state is WorkerState.READY
     assert world.answered(_settled(world, world.request("m"))) == 1
 

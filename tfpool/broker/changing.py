@@ -237,10 +237,10 @@ def drain(broker: Broker, worker: str) -> Row:
     held = [v for v in broker.registry.versions() if v.on.get(worker) is State.AVAILABLE]
     if held and not others:
         raise FailedPrecondition(f"no other worker can take the {len(held)} models of {worker}")
-    broker.residence.vacate(link)
+    broker.turnover.vacate(link)
 
     def question() -> Row | None:
-        if link.state is WorkerState.DRAINING and not broker.residence.step_vacate(link):
+        if link.state is WorkerState.DRAINING and not broker.turnover.step(link):
             return None
         return rows.worker_row(link, broker.registry.versions())
 

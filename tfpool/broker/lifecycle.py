@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tfpool.broker.aspiring import may_go, take_description, wanted_of
 from tfpool.broker.lobby import Lobby
 from tfpool.broker.notebook import Notebook
 from tfpool.broker.registry import Goal, Model, Registry, Version, failure
 from tfpool.broker.residence import Residence
-from tfpool.config import merge_batching
 from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
@@ -173,7 +172,7 @@ class Lifecycle:
         """Bring a model's versions in line with what lies on disk and what is wanted of it."""
         if model.removed or not model.found:
             return
-        wanted = self.wanted(model)
+        wanted = wanted_of(model)
         if not wanted:
             policy = model.settings.version_policy
             model.error = NotFound(f"{model.settings.base_path}: no version that {policy!r} asks for")
@@ -185,28 +184,12 @@ class Lifecycle:
         if not (first and model.leaving):
             for number in sorted(wanted - model.versions.keys()):
                 self._new(model, number)
-        if old and not first and self._may_go(model, wanted, old):
+        if old and not first and may_go(model, wanted, old):
             self._retire_all(model, old)
 
     def _retire_all(self, model: Model, versions: list[Version]) -> None:
         for version in versions:
             self.retire(model, version)
-
-    @staticmethod
-    def wanted(model: Model) -> set[int]:
-        """The versions on disk that policy, labels or somebody's hand ask for."""
-        asked = model.labelled() | model.loaded_by_hand
-        return {*aspired(model.settings.version_policy, model.found), *(asked & model.found.keys())}
-
-    @staticmethod
-    def _may_go(model: Model, wanted: set[int], old: list[Version]) -> bool:
-        """Whether nobody would miss old versions: new ones serve, or could as well as they do."""
-        if not any(version.on for version in old):
-            return True
-        new = [model.versions.get(number) for number in wanted]
-        coming = [v for v in new if v is not None and v.settled]
-        able = any(v.state is State.AVAILABLE or (v.proven and v.goal is Goal.ON_DEMAND) for v in coming)
-        return len(coming) == len(wanted) and able
 
     def _new(self, model: Model, number: int) -> None:
         version = self._registry.add_version(model, number, model.found[number])
@@ -224,7 +207,7 @@ class Lifecycle:
         if version.retired:
             return
         try:
-            self.take_description(version, read.result())
+            take_description(version, read.result())
         except TfpoolError as error:
             version.error = error
             self.failed(version, error, final=False)
@@ -238,16 +221,6 @@ class Lifecycle:
             self.residence.start(version)
         self._registry.epoch += 1
         self.reconcile(model)
-
-    @staticmethod
-    def take_description(version: Version, found: Description) -> None:
-        """What the files of a version say. Raises InvalidArgument for batching parameters that make no sense."""
-        version.own_batching = found.batching
-        version.settings = own_settings(version, version.settings)
-        version.foreseen, version.skipped = found.signatures, found.skipped
-        version.fingerprint, version.disk_bytes = found.fingerprint, found.nbytes
-        version.described = True
-        version.error = None
 
     # -- by hand -----------------------------------------------------------------------------------------------
 
@@ -368,11 +341,3 @@ class Lifecycle:
         """Whether every model that shall serve does, is left for later, or has failed."""
         looked = all(model.sighted for model in self._registry.models.values()) or self._pool.poll_s is None
         return self._rostered and looked and all(version.settled for version in self._registry.versions())
-
-
-def own_settings(version: Version, settings: ModelSettings) -> ModelSettings:
-    """The settings of a model, with what lies in a version's directory over them. Raises InvalidArgument."""
-    if not version.own_batching:
-        return settings
-    source = f"{version.path}/batching_params.pbtxt"
-    return replace(settings, batching=merge_batching(settings.batching, version.own_batching, source))

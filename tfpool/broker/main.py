@@ -34,6 +34,7 @@ from tfpool.broker.resolve import Resolver
 from tfpool.broker.room import Room
 from tfpool.broker.shadow import Shadows
 from tfpool.broker.taps import Taps
+from tfpool.broker.turnover import Turnover
 from tfpool.repository.watcher import Watcher
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
@@ -89,17 +90,19 @@ class Broker:
         self.lifecycle = Lifecycle(
             self.registry, settings.pool, self._watcher, self.notebook, self.lobby, time.monotonic
         )
+        room = Room(self.registry, self.fleet, self._budget, self.scheduler)
         self.residence = self.lifecycle.residence = Residence(
             self.registry,
             self.fleet,
             settings.pool,
             self._budget,
-            Room(self.registry, self.fleet, self._budget, self.scheduler),
+            room,
             self.scheduler,
             self.decide,
             self.recycle,
             self.lifecycle,
         )
+        self.turnover = Turnover(self.registry, room, self.residence)
         self._bells = Bells(
             self._arena,
             self.scheduler,
@@ -216,7 +219,7 @@ class Broker:
                         self._bells.hear(link)  # its last words and its end of file may still be unread
                     self.decide(ev.WorkerReaped((fields[0], fields[1])))
                 elif verb == Control.HALTED:
-                    self.residence.halted(self.fleet.links[fields[0]])
+                    self.turnover.halted(self.fleet.links[fields[0]])
                 elif verb == Control.DRAIN:
                     self.front.closed = True
                     self._log.info("broker.draining", rows=self.scheduler.waiting_rows())

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
-from tfpool.broker.lifecycle import Lifecycle, own_settings
+from tfpool.broker.aspiring import own_settings, take_description, wanted_of
+from tfpool.broker.lifecycle import Lifecycle
 from tfpool.broker.registry import Goal, Model, Registry, Version
 from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, TfpoolError
 from tfpool.repository import describe
@@ -88,7 +89,7 @@ class Reload:
             if missing:
                 have = ", ".join(map(str, found))
                 raise NotFound(f"label {label!r} names version {missing[0]}; {settings.base_path} has {have}")
-        wanted = self._lifecycle.wanted(draft)
+        wanted = wanted_of(draft)
         if not wanted:
             raise NotFound(f"{settings.base_path}: no version that {settings.version_policy!r} asks for")
         current = self._registry.models.get(settings.name)
@@ -111,7 +112,7 @@ class Reload:
         if self.over:
             return
         try:
-            self._lifecycle.take_description(version, read.result())
+            take_description(version, read.result())
         except TfpoolError as error:
             self._abort(error, str(version.key))
             return

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tfpool.broker.budget import Budget
-from tfpool.broker.fleet import Fleet, Link, WorkerState
+from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.registry import Goal, Registry, Version, failure
 from tfpool.broker.room import Room
-from tfpool.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted, TfpoolError, Unavailable
+from tfpool.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted, TfpoolError
 from tfpool.placement.planner import place
 from tfpool.repository.memo import Footprint
 from tfpool.repository.states import State, Step
@@ -25,7 +25,6 @@ from tfpool.types import SignatureSpec
 from tfpool.wire.messages import Bell
 
 MAX_LOAD_DEATHS = 2
-_GOING = (None, State.DRAINING, State.FAILED)
 
 
 class Listener(Protocol):
@@ -189,7 +188,7 @@ class Residence:
             self._decide(ev.ServableGone(version.key, refusal))
         self.step()
         if not version.on:
-            self._left(version)
+            self.left(version)
 
     def drain_from(self, version: Version, worker: str) -> None:
         """Have a version leave one worker; others go on serving it."""
@@ -232,7 +231,7 @@ class Residence:
         link.unloading.add(version.handle)
         link.ring(Bell.UNLOAD, version.handle)
 
-    def _left(self, version: Version) -> None:
+    def left(self, version: Version) -> None:
         """No worker holds a version any more."""
         version.on.clear()  # those that could not load it may try again
         if version.retired:
@@ -320,7 +319,7 @@ class Residence:
         elsewhere = any(handle in other.resident for other in self._fleet.links.values() if other is not link)
         self._budget.released(link, handle, evicted, elsewhere)
         if version is not None and version.step(link.name, Step.UNLOADED) and not version.held_by():
-            self._left(version)
+            self.left(version)
         residue = self._budget.residue(link)
         if residue > self._pool.residue_limit and not link.loading and not link.unloading and not link.leaving:
             self._log.info("worker.residue", worker=link.name, bytes=residue)
@@ -362,51 +361,5 @@ class Residence:
                     why = f"loading {version.path} killed {version.deaths} workers"
                     self._failed(version, Internal(why), final=True)
             elif state is State.DRAINING and not version.held_by():
-                self._left(version)
+                self.left(version)
         self._registry.epoch += 1
-
-    def halted(self, link: Link) -> None:
-        """A worker will not come back: others take its models."""
-        link.state = WorkerState.HALTED
-        for version in self._registry.versions():
-            state = version.on.pop(link.name, None)
-            if state is State.DRAINING and not version.held_by():
-                self._left(version)
-            elif state not in (None, State.DRAINING):
-                self.start(version)
-
-    def vacate(self, link: Link) -> None:
-        """Have others load what a worker serves, while it goes on serving; see :meth:`step_vacate`.
-
-        Raises the error of a version that no other worker can take; nothing has changed then.
-        """
-        link.state = WorkerState.DRAINING
-        held = [v for v in self._registry.versions() if v.on.get(link.name) not in _GOING]
-        moving = [v for v in held if not [w for w in v.serving() if w != link.name]]
-        try:
-            for version in moving:
-                self._room.able(version)
-        except TfpoolError:
-            link.state = WorkerState.READY
-            raise
-        for version in moving:
-            state = version.on.pop(link.name)
-            version.urgent = True
-            self.start(version)
-            version.on[link.name] = state
-
-    def step_vacate(self, link: Link) -> bool:
-        """Let go of what others serve by now; True when nothing is left.
-
-        Raises the error of a version that no other worker could load; the worker then keeps it.
-        """
-        for version in self._registry.versions():
-            if version.on.get(link.name) in _GOING:
-                continue
-            others = {w: state for w, state in version.on.items() if w != link.name}
-            if State.AVAILABLE in others.values():
-                self.drain_from(version, link.name)
-            elif all(state is State.FAILED for state in others.values()):
-                link.state = WorkerState.READY
-                raise version.error or Unavailable(f"no other worker can take {version.key}")
-        return not any(v.on.get(link.name, State.FAILED) is not State.FAILED for v in self._registry.versions())

@@ -33,8 +33,8 @@ class Footprint:
 class Memo:
     """Changes that were made at run time, by model, and footprints by fingerprint, the oldest first.
 
-    ``labels`` are texts such as ``3:90,4:10``, ``shadows`` such as ``4:10``, or empty. ``models`` are tables as they would stand
-    in the configuration. ``removed`` and ``unloaded`` (model and version) are not brought back at a start.
+    ``labels`` are texts such as ``3:90,4:10``, ``shadows`` such as ``4:10``, or empty. ``models`` are tables as they
+    would stand in the configuration. ``removed`` and ``unloaded`` (model and version) are not brought back at a start.
     """
 
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
