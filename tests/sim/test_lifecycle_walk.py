@@ -1,0 +1,179 @@
+"""Random things happen to the broker's lifecycle; what must hold is checked after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from tfpool.broker.registry import Model, Version
+from tfpool.broker.reload import Reload
+from tfpool.errors import TfpoolError
+from tfpool.settings import Loading, ModelSettings, Transition
+from tfpool.testing.world import World, model, put
+from tfpool.testing.world_fakes import BASE, MIB
+from tfpool.testing.world_rules import check, check_rest
+
+KINDS = [
+    {},
+    {"version_policy": "latest:2"},
+    {"version_policy": "all"},
+    {"preload": Loading.LAZY},
+    {"preload": Loading.LAZY, "version_policy": "latest:2"},
+    {"transition": Transition.RESOURCE},
+    {"replicas": (2, 2)},
+    {"preload": Loading.EXPLICIT},
+]
+
+
+class Walk:
+    """Random things happen to a world."""
+
+    def __init__(self, seed: int, memory: int | None) -> None:
+        self.random = Random(seed)
+        kinds = self.random.sample(KINDS, 3)
+        models = [model(f"m{i}", **kind) for i, kind in enumerate(kinds)]
+        self.names = [settings.name for settings in models]
+        self.world = World(*models, memory=memory, residue_limit=64 * MIB)
+        for name in self.names:
+            put(self.world, 1, name=name)
+            for number in range(1, 9):
+                self.world.disk.sizes[f"/{name}/{number}"] = self.random.choice([MIB, 3 * MIB, 5 * MIB])
+        self.acts: list[tuple[int, Callable[[], None]]] = [
+            (12, self.progress),
+            (4, self.request),
+            (2, self.versions),
+            (1, self.unload),
+            (1, self.load),
+            (1, self.label),
+            (1, self.die),
+            (1, self.breakage),
+            (1, self.time),
+            (1, self.restart),
+            (1, self.reload),
+            (1, self.remove),
+        ]
+
+    def go(self, steps: int) -> None:
+        weights, acts = zip(*self.acts, strict=True)
+        for _ in range(steps):
+            act = self.random.choices(acts, weights)[0]
+            act()
+            self.world.turn()
+            check(self.world)
+
+    def progress(self) -> None:
+        world = self.world
+        choices: list[Callable[[], None]] = []
+        if world.disk.looks:
+            choices.append(world.disk.end_look)
+        if world.disk.jobs:
+            choices.append(world.disk.end_job)
+        for name, bell in world.bells.items():
+            if bell is None:
+                choices.append(lambda name=name: world.join(name))  # type: ignore[misc]
+            else:
+                choices += [lambda name=name: world.run(name)] if bell.runs else []  # type: ignore[misc]
+                choices += [lambda name=name: world.work(name)] if bell.slow else []  # type: ignore[misc]
+                if bell.stopped and not bell.runs:
+                    choices.append(lambda name=name: world.lose(name))  # type: ignore[misc]
+        if choices:
+            self.random.choice(choices)()
+
+    def request(self) -> None:
+        name = self.random.choice(self.names)
+        version = self.random.choice([0, 0, 0, self.random.randint(1, 8)])
+        label = self.random.choice(["", "prod"]) if not version else ""
+        for _ in range(self.random.choice([1, 1, 8])):
+            self.world.request(name, version, label)
+
+    def versions(self) -> None:
+        name = self.random.choice(self.names)
+        put(self.world, *self.random.sample(range(1, 9), self.random.randint(0, 3)), name=name)
+
+    def unload(self) -> None:
+        found = self.pick()
+        if found is not None:
+            self.world.lifecycle.unload(*found)
+
+    def load(self) -> None:
+        name = self.random.choice(self.names)
+        found = self.world.registry.models.get(name)
+        if found is not None and found.sighted:
+            try:
+                self.world.lifecycle.load(found, self.random.choice([None, *range(1, 9)]))
+            except TfpoolError:
+                pass
+
+    def label(self) -> None:
+        found = self.world.registry.models.get(self.random.choice(self.names))
+        if found is not None:
+            numbers = self.random.sample(range(1, 9), 2)
+            labels = self.random.choice(
+                [(), (("prod", ((numbers[0], 1),)),), (("prod", tuple((n, 1) for n in numbers)),)]
+            )
+            fields = {name: getattr(found.settings, name) for name in found.settings.__dataclass_fields__}
+            self.world.lifecycle.relabel(found, ModelSettings(**{**fields, "labels": labels}))
+
+    def die(self) -> None:
+        name = self.random.choice(list(self.world.bells))
+        if self.world.bells[name] is not None:
+            self.world.lose(name)
+
+    def restart(self) -> None:
+        link = self.world.fleet.links[self.random.choice(list(self.world.bells))]
+        if link.up and not link.leaving:
+            self.world.recycle(link)
+
+    def breakage(self) -> None:
+        path = f"/{self.random.choice(self.names)}/{self.random.randint(1, 8)}"
+        for trouble in (self.world.broken, self.world.disk.garbled):
+            if self.random.random() < 0.5:
+                trouble.symmetric_difference_update({path})
+        self.world.disk.sizes[path] = self.random.choice([MIB, 3 * MIB, 5 * MIB, 6 * MIB + 1])
+        self.world.disk.looks.append((path.split("/")[1], 0))
+
+    def time(self) -> None:
+        self.world.now += self.random.choice([0.1, 1.0, 5.0])
+
+    def reload(self) -> None:
+        if self.world.lifecycle.reload is not None:
+            return
+        names = self.random.sample(self.names, 2)
+        wanted = {name: model(name, **self.random.choice(KINDS)) for name in names}
+        self.world.lifecycle.reload = Reload(
+            self.world.lifecycle, self.world.registry, wanted, (), self.random.random() < 0.7, lambda: None
+        )
+
+    def remove(self) -> None:
+        name = self.random.choice(self.names)
+        found = self.world.registry.models.get(name)
+        if found is not None and self.random.random() < 0.3:
+            self.world.lifecycle.remove(found)
+        elif found is None:
+            self.world.lifecycle.add(model(name, **self.random.choice(KINDS)))
+
+    def pick(self) -> tuple[Model, Version] | None:
+        found = self.world.registry.models.get(self.random.choice(self.names))
+        if found is None or not found.versions:
+            return None
+        return found, self.random.choice(list(found.versions.values()))
+
+    def rest(self) -> None:
+        """From now on everything succeeds."""
+        self.world.broken.clear()
+        self.world.disk.garbled.clear()
+        for name in self.names:
+            self.world.disk.looks.append((name, 0))
+        self.world.settle()
+        check_rest(self.world)
+
+
+@pytest.mark.parametrize("seed", [*range(10), 213, 642, 761, 942, 1160, 1550])
+@pytest.mark.parametrize("memory", [None, BASE + 8 * MIB])
+def test_whatever_happens(seed: int, memory: int | None) -> None:
+    walk = Walk(seed, memory)
+    for _ in range(3):
+        walk.go(200)
+        walk.rest()

@@ -1,0 +1,138 @@
+"""What a :class:`~tfpool.testing.world.World` has instead of a disk and worker processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+from tfpool.broker import reload
+from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
+from tfpool.repository import describe
+from tfpool.repository.describe import Description
+from tfpool.repository.watcher import Done, Roster, Sighting
+from tfpool.wire.messages import Bell, unpack
+
+MIB = 1 << 20
+BASE = 10 * MIB
+
+
+class Disk:
+    """A watcher whose looks and jobs end when the test says so.
+
+    ``found`` has the versions of each base path, ``sizes`` the bytes of version directories, and ``garbled`` those that
+    cannot be read.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[int, str]] = {}
+        self.sizes: dict[str, int] = {}
+        self.garbled: set[str] = set()
+        self.paths: dict[str, str] = {}
+        self.jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self.looks: deque[tuple[str, int]] = deque()
+        self.news: list[Sighting | Roster | Done] = []
+        self._tickets = 0
+
+    def watch(self, model: str, base_path: str) -> None:
+        self.paths[model] = base_path
+        self.looks.append((model, 0))
+
+    def forget(self, model: str) -> None:
+        del self.paths[model]
+        self.news = [one for one in self.news if not isinstance(one, Sighting) or one.model != model]
+
+    def look(self, model: str) -> int:
+        self._tickets += 1
+        self.looks.append((model, self._tickets))
+        return self._tickets
+
+    def ask(self, job: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.jobs.append((job, future))
+        return future
+
+    def seen(self) -> list[Sighting | Roster | Done]:
+        news, self.news = self.news, []
+        return news
+
+    def end_look(self) -> None:
+        model, ticket = self.looks.popleft()
+        path = self.paths.get(model)
+        if path is not None:
+            found = dict(self.found.get(path, {}))
+            error = None if found else NotFound(f"{path}: no such directory")
+            marks = {number: f"{self.sizes.get(where)}" for number, where in found.items()}
+            self.news.append(Sighting(model, path, found, marks, error, ticket))
+
+    def end_job(self) -> None:
+        job, future = self.jobs.popleft()
+        if isinstance(job, partial) and job.func is describe.describe:
+            job = partial(self.describe, *job.args)
+        try:
+            with patch.object(reload, "scan", self.scan):
+                future.set_result(job())
+        except TfpoolError as error:
+            future.set_exception(error)
+        self.news.append(Done(future))
+
+    def describe(self, directory: str) -> Description:
+        if directory in self.garbled:
+            raise FailedPrecondition(f"{directory}: damaged")
+        return Description((), {}, {}, directory, 1)
+
+    def scan(self, base_path: str) -> dict[int, str]:
+        if not self.found.get(base_path):
+            raise NotFound(f"{base_path}: no such directory")
+        return dict(sorted(self.found[base_path].items()))
+
+
+class Bellows:
+    """The broker's end of a worker's doorbell; the worker is what the test makes of the messages.
+
+    ``slow`` has the loads and unloads that it is at, ``runs`` the handle of each batch, ``held`` the bytes of each
+    handle.
+    """
+
+    _numbers = iter(range(1000, 1_000_000))
+
+    def __init__(self, name: str) -> None:
+        self.number = next(self._numbers)
+        self.name = name
+        self.slow: deque[tuple[Any, ...]] = deque()
+        self.runs: dict[int, int] = {}
+        self.held: dict[int, int] = {}
+        self.told_off: set[int] = set()
+        self.stopped = False
+
+    def fileno(self) -> int:
+        return self.number
+
+    def close(self) -> None:
+        pass
+
+    def ring(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        verb, *fields = unpack(data)
+        if verb == Bell.RUN:
+            batch, handle = fields[:2]
+            assert handle in self.held, f"a run of {handle}, which {self.name} does not hold"
+            assert handle not in self.told_off, f"a run of {handle}, which {self.name} has been told to unload"
+            self.runs[batch] = handle
+        elif verb == Bell.LOAD:
+            assert fields[0] not in self.held or fields[0] in self.told_off, "loaded twice"
+            self.slow.append(("load", fields[0], fields[2]))
+        elif verb == Bell.UNLOAD:
+            assert fields[0] not in self.runs.values(), "told to unload what it runs"
+            assert fields[0] not in self.told_off, "told to unload twice"
+            self.told_off.add(fields[0])
+            self.slow.append(("unload", fields[0]))
+        elif verb == Bell.STOP:
+            self.stopped = True
+
+    @property
+    def unique(self) -> int:
+        """Bytes of memory."""
+        return BASE + sum(self.held.values())

@@ -1,0 +1,80 @@
+"""What holds of a :class:`~tfpool.testing.world.World`, whatever has happened to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tfpool.broker.aspiring import wanted_of
+from tfpool.broker.fleet import Link
+from tfpool.broker.registry import Goal
+from tfpool.repository.states import State
+from tfpool.testing.world import World
+
+
+def check(world: World) -> None:
+    """What holds at every moment. Raises AssertionError."""
+    known: Counter[int] = Counter()
+    staged = set() if world.lifecycle.reload is None else {v.handle for v in world.lifecycle.reload._staged}
+    for model in world.registry.models.values():
+        for number, version in model.versions.items():
+            assert not version.retired, f"{version.key} is retired and routed"
+            assert not version.staged
+            assert version.key.version == number
+            known[version.handle] += 1
+        for version in model.leaving:
+            assert version.retired
+            known[version.handle] += 1
+    assert not [handle for handle, times in known.items() if times > 1], "known twice"
+    for handle, version in world.registry.by_handle.items():
+        assert handle in known or handle in staged or version.retired, f"{version.key} is lost"
+        assert version.on or not version.retired, f"{version.key} is retired, nowhere, and not forgotten"
+        assert version.error or version.state is not State.FAILED, f"{version.key} has failed, and nobody knows why"
+    assert known.keys() <= world.registry.by_handle.keys()
+    for link in world.fleet.links.values():
+        _check_link(world, link)
+
+
+def _check_link(world: World, link: Link) -> None:
+    bell = world.bells[link.name]
+    states = {v.handle: v.on[link.name] for v in world.registry.versions() if link.name in v.on}
+    loading = {handle for handle in link.loading if handle in states}
+    for handle, state in states.items():
+        key = world.registry.by_handle[handle].key
+        if state in (State.LOADING, State.WARMING):
+            assert handle in link.loading, f"{key} loads, and nobody loads it"
+        elif state is State.NEW:
+            assert handle in link.loads or not link.up, f"{key} waits to be loaded, and nobody knows"
+        elif state is State.DRAINING:
+            known = handle in link.unloading or (handle, link.name) in world.residence._draining
+            assert known, f"{key} drains, and nobody unloads it"
+        elif state is State.AVAILABLE:
+            assert handle in link.resident
+            assert bell is not None
+            assert handle in bell.held
+            assert handle not in bell.told_off, f"{key} is available, and on its way out"
+    for handle in loading:
+        assert states[handle] in (State.LOADING, State.WARMING, State.DRAINING)
+    assert link.reserved.keys() <= link.loading, "memory is reserved for what is not loading"
+    for servable, workers in world.scheduler._routes.items():
+        if link.name in workers:
+            assert states.get(servable.life) in (State.AVAILABLE, State.DRAINING), f"{servable} is routed"
+    if bell is not None:
+        assert link.resident.keys() == bell.held.keys(), "what it holds is not what we think"
+
+
+def check_rest(world: World) -> None:
+    """What holds when everything has ended. Raises AssertionError."""
+    check(world)
+    lost = [number for number in range(1, world.asked + 1) if number not in world.answers]
+    assert not lost, f"requests {lost} are never answered"
+    assert not world.residence._draining
+    for link in world.fleet.links.values():
+        assert not [*link.loads, *link.loading, *link.unloading, *link.reserved]
+    for model in world.registry.models.values():
+        assert not model.leaving
+        for number in wanted_of(model) if model.found else ():
+            version = model.versions[number]
+            if version.goal is Goal.SERVE and version.failures == 0:
+                assert version.state is State.AVAILABLE, f"{version.key} is {version.state}"
+        for version in model.versions.values():
+            assert version.settled, f"{version.key} is {version.state}"
