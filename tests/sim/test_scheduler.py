@@ -7,7 +7,7 @@ import pytest
 from tfpool.testing import simulator
 from tfpool.testing.simulator import Simulation
 
-BLOCKS, SEEDS = 20, 10
+BLOCKS, SEEDS = 8, 10
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -113,7 +113,7 @@ class Worker:
                 warmup.warm(loaded, ())
         except Exception as error:
             failure = loader.explain(error, path)
-            self._log.warning("load.failed", model=name, path=path, error=failure.message)
+            self._log.debug("load.failed", model=name, path=path, error=failure.message)
             del error
             memory.trim()
             self._meter.end(begun)
