@@ -66,7 +66,7 @@ def unload(broker: Broker, model: str, version: int | None = None) -> list[Row]:
     chosen = [v for v in found.versions.values() if version is None or v.key.version == version]
     if not chosen:
         have = some_names(found.versions)
-        raise NotFound(f"model {model!r} has no version {version or ''}; it has {have}")
+        raise NotFound(f"model {model!r} has no version{f' {version}' if version else ''}; it has {have}")
     found.off = found.off or version is None
     for v in chosen:
         broker.lifecycle.unload(found, v)
