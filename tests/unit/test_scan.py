@@ -95,7 +95,7 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_path_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="cannot be read: .*embedded null"):
+    with pytest.raises(NotFound, match=r"cannot be read: .*embedded null"):
         scan(f"{tmp_path}/a\0b")
     with pytest.raises(NotFound, match="cannot be read: File name too long"):
         scan(f"{tmp_path}/{'x' * 300}")
