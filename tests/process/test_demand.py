@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,11 +18,10 @@ from tfpool.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
-    TfpoolError,
     Unavailable,
 )
 from tfpool.settings import Loading
-from tfpool.testing.fake_worker import FakePool, Orders, until, version
+from tfpool.testing.fake_worker import FakePool, Orders, aside, until, version
 
 pytestmark = pytest.mark.process
 MakePool = Callable[..., FakePool]
@@ -45,25 +42,6 @@ def orders(pool: FakePool, number: int = 1, model: str = "numbered") -> Orders:
 def parked(pool: FakePool, client: Client, model: str = "numbered", number: int = 1) -> None:
     """Wait until a request has begun a load, which waits for its ``hold`` file to go."""
     until(lambda: states(client, model)[number] in ("LOADING", "NEW"), SOON)
-
-
-@contextmanager
-def aside(verb: Callable[[], object]) -> Iterator[list[Exception]]:
-    """Ask for something that answers later, while the block goes on; what was raised instead."""
-    failures: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            verb()
-        except TfpoolError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield failures
-    finally:
-        thread.join()
 
 
 # -- lazy ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tfpool.errors import (
     TfpoolError,
     Unavailable,
 )
-from tfpool.testing.fake_worker import BASE_BYTES, FakePool, Orders, model, until, version
+from tfpool.testing.fake_worker import BASE_BYTES, FakePool, Orders, aside, model, until, version
 
 pytestmark = pytest.mark.process
 MakePool = Callable[..., FakePool]
@@ -41,25 +40,6 @@ def states(client: Client) -> dict[str, str]:
 
 def answers(client: Client, model: str = "numbered", **options: Any) -> int:
     return int(client.predict(model, X, timeout=SOON, **options)["y"][0, 0])
-
-
-@contextmanager
-def aside(verb: Callable[[], object]) -> Iterator[list[TfpoolError]]:
-    """Ask for something that answers later, while the block goes on; what was raised instead."""
-    failures: list[TfpoolError] = []
-
-    def ask() -> None:
-        try:
-            verb()
-        except TfpoolError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield failures
-    finally:
-        thread.join()
 
 
 # -- reload --------------------------------------------------------------------------------------------------------

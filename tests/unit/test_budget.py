@@ -42,6 +42,8 @@ def test_what_was_measured_is_known_the_next_time() -> None:
     again = version(2)
     again.fingerprint = "print 1"
     assert made.need(worker, again) == 7 * MIB + MARGIN_BYTES
+    again.disk_bytes = 300 * MIB
+    assert made.need(worker, again) == 100 * MIB, "an empty worker has room, for it has been there before"
 
 
 def test_a_guess_leaves_everybody_a_chance() -> None:

@@ -39,12 +39,14 @@ class Budget:
         return self._footprints.get(version.fingerprint)
 
     def need(self, link: Link, version: Version) -> int:
-        """Bytes to reserve for a load: the peak as measured, or a guess that leaves the worker a chance to measure."""
+        """Bytes to reserve for a load: the peak as measured, or a guess; never more than an empty worker has, so that
+        whatever is not :meth:`impossible` fits at last."""
         known = self.expected(version)
         if known is not None:
-            return max(known.peak, version.disk_bytes) + MARGIN_BYTES
-        guess = GUESS_FACTOR * version.disk_bytes + GUESS_BYTES
-        return guess if link.settings.memory is None else min(guess, limit(link.settings.memory) - link.base)
+            need = max(known.peak, version.disk_bytes) + MARGIN_BYTES
+        else:
+            need = GUESS_FACTOR * version.disk_bytes + GUESS_BYTES
+        return need if link.settings.memory is None else min(need, limit(link.settings.memory) - link.base)
 
     def impossible(self, link: Link, version: Version) -> ResourceExhausted | None:
         """Why a worker can never hold a version, however empty it is; None where it can."""

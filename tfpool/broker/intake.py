@@ -131,17 +131,17 @@ class Intake:
             group.reply if group.count == 1 else None,
         )
         if isinstance(found, Resolved):
-            return self._submit(found, segment, group)
+            self._check_rows(found, group)
+            return self._submit(found, segment)
         submits: list[Submit] = []
         for part in found.parts.values():
             self._check_rows(part, group)  # a group is refused whole, or not at all
         for version, count in found.spreader.apportion(group.count):
-            submits += self._submit(found.parts[version], segment.take(count), group)
+            submits += self._submit(found.parts[version], segment.take(count))
         return submits
 
-    def _submit(self, found: Resolved, segment: Segment, group: Group) -> list[Submit]:
+    def _submit(self, found: Resolved, segment: Segment) -> list[Submit]:
         version = found.version
-        self._check_rows(found, group)
         self._hit(version, segment.count)
         if version.cold:
             self._wake(version)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tfpool.broker.reload import Reload
 
 LONGEST_RETRY_SECONDS = 60.0
+UNBLOCK_SECONDS = 0.005
 
 
 class Lifecycle:
@@ -58,6 +59,7 @@ class Lifecycle:
         self._clock = clock
         self._jobs: dict[Future[Any], Callable[[Future[Any]], None]] = {}
         self._retries: dict[int, Version] = {}
+        self._next_unblock = 0.0
         self._rostered = not notebook.has_root
         self._log = log.get("models")
 
@@ -312,12 +314,16 @@ class Lifecycle:
     # -- time --------------------------------------------------------------------------------------------------
 
     def next_retry(self) -> float:
-        """When a failed load is to be tried again (monotonic seconds; inf: never)."""
-        return min((version.retry_at for version in self._retries.values()), default=float("inf"))
+        """When a failed load, or one that found no room, is to be tried again (monotonic seconds; inf: never)."""
+        following = min((version.retry_at for version in self._retries.values()), default=float("inf"))
+        return min(following, self._next_unblock) if self.residence.blocked else following
 
     def step(self, now: float) -> None:
         """What time, or a finished run, has made possible."""
         self.residence.step()
+        if self.residence.blocked and now >= self._next_unblock:
+            self._next_unblock = now + UNBLOCK_SECONDS
+            self.residence.unblock()
         if self.reload is not None:
             self.reload.step()
             if self.reload.over:

@@ -46,6 +46,7 @@ from tfpool.telemetry import log
 from tfpool.wire.messages import Bell, Control, pack, unpack
 
 TICK_SECONDS = 1.0
+NEWS_SECONDS = 0.05  # progress looks at every version
 SPIN_SECONDS = 150e-6
 LONGEST_AWAITED = 500e-6
 MAX_DRAINED_AT_ONCE = 256
@@ -123,6 +124,7 @@ class Broker:
         self._was_lone = False
         self._stopped = False
         self._told = (-1, 0)
+        self._untold = False
         self._busy_before: dict[str, float] = {}
         self._poller = zmq.Poller()
         for watched in (self.front.public, self.front.admin, control.fileno(), self._watcher.fileno()):
@@ -135,9 +137,15 @@ class Broker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        next_tick = time.monotonic() + TICK_SECONDS
+        next_tick, next_news = time.monotonic() + TICK_SECONDS, 0.0
         while not self._stopped:
-            wake = min(next_tick, self.scheduler.wakeup(), self.lobby.expiry, self.lifecycle.next_retry())
+            wake = min(
+                next_news if self._untold else next_tick,
+                next_tick,
+                self.scheduler.wakeup(),
+                self.lobby.expiry,
+                self.lifecycle.next_retry(),
+            )
             for watched, _ in self._poll(wake):
                 if watched is self.front.public or watched is self.front.admin:
                     self.front.hear(watched)
@@ -155,7 +163,10 @@ class Broker:
             news = (self.registry.epoch, self.fleet.epoch)
             if self._told != news:
                 self._told = news
+                self._untold = True
                 self.models_changed()
+            if self._untold and now >= next_news:
+                self._untold, next_news = False, now + NEWS_SECONDS
                 self.tell(Control.PROGRESS, progress(self))
             if self.front.closed and self._idle():
                 self._finish()

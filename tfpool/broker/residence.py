@@ -75,6 +75,8 @@ class Residence:
     def start(self, version: Version) -> None:
         """Place a version on as many workers as it wants, and load it there."""
         held = [w for w, state in version.on.items() if state not in (State.FAILED, State.DRAINING)]
+        if len(held) >= version.settings.replicas[0]:
+            return  # all of them are there or on their way: nobody need be looked at for another
         try:
             able = self._room.able(version)
         except TfpoolError as error:
@@ -208,7 +210,7 @@ class Residence:
                 self._tell_off(link, version)
 
     def step(self) -> None:
-        """Unload what has been drained by now, and try again the loads that found no room."""
+        """Unload what has been drained by now."""
         for handle, worker in list(self._draining):
             version = self._registry.by_handle.get(handle)
             if version is None or version.on.get(worker) is not State.DRAINING:
@@ -216,6 +218,14 @@ class Residence:
             elif self._has_answered(version, worker):
                 del self._draining[handle, worker]
                 self._tell_off(self._fleet.links[worker], version)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether loads wait for models that are in use."""
+        return bool(self._blocked)
+
+    def unblock(self) -> None:
+        """Try the loads again that found no room. It looks at all that is held: not after every batch."""
         for worker in list(self._blocked):
             self._next_loads(self._fleet.links[worker])
 

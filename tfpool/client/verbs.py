@@ -65,20 +65,20 @@ class Verbs(ABC):
         return found
 
     def unload(self, model: str, version: int | None = None) -> list[dict[str, Any]]:
-        """Unload one version, or all; what waits for them is refused."""
+        """Unload one version, or all, once what waits for them is answered; only a load brings them back."""
         found: list[dict[str, Any]] = self.admin("unload", model=model, version=version)
         return found
 
     def add(self, model: dict[str, Any], *, timeout: float = LOAD_TIMEOUT) -> dict[str, Any]:
         """Add a model at run time: the keys of a ``[[model]]`` table (name, base_path ...).
 
-        Returns when it serves, or at once where it is loaded on demand. Raises the load's error.
+        Returns when it serves, or when its files have been read where it is loaded on demand. Raises the load's error.
         """
         found: dict[str, Any] = self.admin("add", model=model, timeout=timeout)
         return found
 
     def remove(self, model: str, *, timeout: float = LOAD_TIMEOUT) -> dict[str, Any]:
-        """Forget a model, with all its versions; what waits for them is refused."""
+        """Forget a model, with all its versions, once what waits for them is answered."""
         found: dict[str, Any] = self.admin("remove", model=model, timeout=timeout)
         return found
 

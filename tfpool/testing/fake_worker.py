@@ -14,9 +14,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,25 @@ def _is_ready(client: Client) -> bool:
     with suppress(Unavailable, DeadlineExceeded):
         return bool(client.wait_ready(1.0))
     return False
+
+
+@contextmanager
+def aside(verb: Callable[[], object]) -> Iterator[list[TfpoolError]]:
+    """Ask for something that answers later, while the block goes on; what was raised instead."""
+    failures: list[TfpoolError] = []
+
+    def ask() -> None:
+        try:
+            verb()
+        except TfpoolError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield failures
+    finally:
+        thread.join()
 
 
 def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "") -> Any:

@@ -214,7 +214,7 @@ class World:
         for _ in range(2000):
             self.turn()
             if not self.step_once():
-                if not self.lifecycle._retries:
+                if not (self.lifecycle._retries or self.residence.blocked):
                     return
                 self.now = max(self.now, self.lifecycle.next_retry())
         raise AssertionError("it never comes to rest")
