@@ -51,7 +51,7 @@ from tfpool.settings import (
 
 _TABLES = ("server", "pool", "worker", "batching", "model")
 _KEYS = {"server": names(ServerSettings), "pool": names(PoolSettings), "batching": names(BatchingSettings)}
-_PATHS = ("models_root", "allowed_roots", "state_file")
+_PATHS = ("curve_key", "authorized_keys", "models_root", "allowed_roots", "state_file")
 _HUGE = 1 << 31
 
 
@@ -227,10 +227,16 @@ def _server(table: Table, directory: str) -> ServerSettings:
     admin_listen = table.read("admin_listen", endpoint, "") or admin_endpoint_for(beside)
     if admin_listen in listen:
         table.fail("admin_listen", f"got {admin_listen!r}, expected an endpoint that is not in listen")
+    defaults = ServerSettings((), "")
     return ServerSettings(
         listen,
         admin_listen,
         insecure,
+        table.read("curve_key", path_from(directory), None),
+        table.read("authorized_keys", path_from(directory), None),
+        table.read("max_message", _budget, defaults.max_message),
+        table.read("client_requests", whole(1, _HUGE), defaults.client_requests),
+        table.read("client_bytes", _budget, defaults.client_bytes),
         table.read("models_root", path_from(directory), None),
         table.read("allowed_roots", roots, ()),
         table.read("state_file", path_from(directory), None),
@@ -262,10 +268,13 @@ def _pool(table: Table) -> PoolSettings:
         threads_per_worker=table.read("threads_per_worker", whole(1, 1024), None),
         memory_budget=table.read("memory_budget", _budget, None),
         shm_budget=table.read("shm_budget", _budget, defaults.shm_budget),
+        queue_budget=table.read("queue_budget", _budget, defaults.queue_budget),
         load_concurrency=table.read("load_concurrency", whole(1, 64), defaults.load_concurrency),
         poll_s=table.read("poll_s", poll, defaults.poll_s),
         load_retries=table.read("load_retries", whole(0, 1000), defaults.load_retries),
         residue_limit=table.read("residue_limit", parse_size, defaults.residue_limit),
+        hang_s=table.read("hang_s", number(0.1, 86_400), defaults.hang_s),
+        load_timeout_s=table.read("load_timeout_s", number(1, 86_400), defaults.load_timeout_s),
         start_method=table.read("start_method", one_of("fork", "spawn"), defaults.start_method),
     )
 

@@ -66,8 +66,15 @@ def read_batching(document: Document, defaults: BatchingSettings, path: tuple[st
     queue_rows = table.read("max_queue_rows", whole(1, MAX_ROWS), defaults.max_queue_rows)
     if queue_rows < largest:
         table.fail("max_queue_rows", f"got {queue_rows}, expected at least max_batch_size ({largest})")
-    wait = table.read("max_wait_ms", number(0, 60_000), defaults.max_wait_ms)
-    return BatchingSettings(largest, wait, allowed, queue_rows, table.read("pad", flag, defaults.pad))
+    return BatchingSettings(
+        largest,
+        table.read("max_wait_ms", number(0, 60_000), defaults.max_wait_ms),
+        allowed,
+        queue_rows,
+        table.read("max_queue_ms", number(0, 86_400_000), defaults.max_queue_ms),
+        table.read("pad", flag, defaults.pad),
+        table.read("fair_clients", flag, defaults.fair_clients),
+    )
 
 
 def read_models(

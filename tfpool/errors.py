@@ -42,14 +42,20 @@ class Code(IntEnum):
 
 
 class TfpoolError(Exception):
-    """Base of every error tfpool raises on purpose."""
+    """Base of every error tfpool raises on purpose.
+
+    ``retry_after`` is when another try may do better, in seconds; None where nobody knows.
+    """
 
     code: ClassVar[Code] = Code.INTERNAL
     http_status: ClassVar[int] = 500
+    retry_after: float | None = None
 
-    def __init__(self, message: str = "") -> None:
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.message = message
+        if retry_after is not None:
+            self.retry_after = retry_after
 
 
 class Cancelled(TfpoolError):
@@ -147,6 +153,6 @@ _BY_CODE: dict[int, type[TfpoolError]] = {
 }
 
 
-def from_code(code: int, message: str) -> TfpoolError:
+def from_code(code: int, message: str, retry_after: float | None = None) -> TfpoolError:
     """The error of a canonical code; an unknown code is Internal."""
-    return _BY_CODE.get(code, Internal)(message)
+    return _BY_CODE.get(code, Internal)(message, retry_after)

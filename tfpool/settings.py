@@ -56,14 +56,18 @@ class BatchingSettings:
     """How the requests of one model share batches.
 
     ``allowed_batch_sizes`` (increasing; empty: any) are the sizes that are run, ``pad`` fills a batch up to the next
-    of them. A batch waits at most ``max_wait_ms`` for company, and only while every worker is busy.
+    of them. A batch waits at most ``max_wait_ms`` for company, and only while every worker is busy. A queue has room
+    for ``max_queue_rows``, and for what it is thought to get through in ``max_queue_ms`` (0: for whatever can still
+    make its deadline). With ``fair_clients`` what a client has waiting beyond a few batches goes after the others'.
     """
 
     max_batch_size: int = 128
     max_wait_ms: float = 0.0
     allowed_batch_sizes: tuple[int, ...] = ()
     max_queue_rows: int = 16384
+    max_queue_ms: float = 0.0
     pad: bool = True
+    fair_clients: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +114,20 @@ class ServerSettings:
     ``models_root`` holds a directory for each model, beside those named; new ones are found as they appear. Base paths
     given at run time must lie in one of ``allowed_roots`` (empty: anywhere). ``state_file`` keeps what was changed
     at run time, and measured sizes, over restarts.
+
+    With ``curve_key`` (a file of ``tfpool keygen``) tcp is encrypted, and only keys in ``authorized_keys`` get in.
+    A message has at most ``max_message`` bytes; a client has at most ``client_requests`` requests and ``client_bytes``
+    bytes of them with the pool at a time.
     """
 
     listen: tuple[str, ...]
     admin_listen: str
     insecure: bool = False
+    curve_key: str | None = None
+    authorized_keys: str | None = None
+    max_message: int = 1 << 30
+    client_requests: int = 1 << 16
+    client_bytes: int = 1 << 30
     models_root: str | None = None
     allowed_roots: tuple[str, ...] = ()
     state_file: str | None = None
@@ -128,16 +141,21 @@ class PoolSettings:
 
     Base paths are looked at every ``poll_s`` seconds (0: once, None: only when a load asks). A failed load is tried
     again ``load_retries`` times. A worker that keeps more than ``residue_limit`` bytes of unloaded models is replaced.
+    Requests that wait hold at most ``queue_budget`` bytes. A worker that is silent for ``hang_s`` seconds, or whose run
+    takes that much longer than it should, is killed and replaced; a load may take ``load_timeout_s``.
     """
 
     workers: int | None = None
     threads_per_worker: int | None = None
     memory_budget: int | None = None
     shm_budget: int = 128 << 20
+    queue_budget: int = 1 << 30
     load_concurrency: int = 1
     poll_s: float | None = 1.0
     load_retries: int = 5
     residue_limit: int = 256 << 20
+    hang_s: float = 30.0
+    load_timeout_s: float = 600.0
     start_method: str = "fork"
 
 

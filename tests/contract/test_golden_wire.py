@@ -14,7 +14,7 @@ import pytest
 from tfpool.types import DType
 from tfpool.wire import keys, messages, tensors
 from tfpool.wire.keys import OutputKey, RequestKey, Tensor
-from tfpool.wire.messages import Answer, Call, Error, Group, Hello, Piece, Region, Verb
+from tfpool.wire.messages import Answer, Call, Error, Flag, Group, Hello, Piece, Region, Verb
 
 
 def same(body: Any) -> Any:
@@ -36,7 +36,7 @@ MESSAGES: list[tuple[str, Verb, object, Callable[[Any], object], str]] = [
         Verb.PREDICT,
         [Group(b"\xaa\xbb", first=1, count=3, rows=2, budget_ms=30_000, priority=-1, regions=None, reply=None)],
         messages.decode_groups,
-        "01 03  91  98  c4 02 aabb  01  03  02  cd 7530  ff  c0  c0",
+        "01 03  91  99  c4 02 aabb  01  03  02  cd 7530  ff  c0  c0  00",
     ),
     (
         "predict, tensors in the arena",
@@ -51,18 +51,20 @@ MESSAGES: list[tuple[str, Verb, object, Callable[[Any], object], str]] = [
                 priority=5,
                 regions=(Region(4096, 64), Region(8192, 300)),
                 reply=Region(65536, 256),
+                flags=Flag.SOFT | Flag.AGAIN,
             )
         ],
         messages.decode_groups,
-        "01 03  91  98  c4 00  cf 0000000100000000  01  00  cd 01f4  05"
-        "  92  92 cd 1000 40  92 cd 2000 cd 012c  92 ce 00010000 cd 0100",
+        "01 03  91  99  c4 00  cf 0000000100000000  01  00  cd 01f4  05"
+        "  92  92 cd 1000 40  92 cd 2000 cd 012c  92 ce 00010000 cd 0100  03",
     ),
     (
         "predict, two groups",
         Verb.PREDICT,
         [Group(b"k", 0, 1, 1, 0, 0, None, None), Group(b"k", 1, 2, 127, 128, -100, None, Region(0, 0))],
         messages.decode_groups,
-        "01 03  92  98  c4 01 6b  00  01  01  00  00  c0  c0  98  c4 01 6b  01  02  7f  cc 80  d0 9c  c0  92 00 00",
+        "01 03  92  99  c4 01 6b  00  01  01  00  00  c0  c0  00"
+        "  99  c4 01 6b  01  02  7f  cc 80  d0 9c  c0  92 00 00  00",
     ),
     ("cancel", Verb.CANCEL, [(1, 3), (300, 1)], messages.decode_cancel, "01 04  92  92 01 03  92 cd 012c 01"),
     (
@@ -79,7 +81,13 @@ MESSAGES: list[tuple[str, Verb, object, Callable[[Any], object], str]] = [
         messages.decode_answer,
         "01 05  94  c4 00  91 93 09 01 00  93 00 00 01  91 92 00 cc 80",
     ),
-    ("error", Verb.ERROR, Error([(1, 3)], 8, "full"), messages.decode_error, "01 06  93  91 92 01 03  08  a4 66756c6c"),
+    (
+        "error",
+        Verb.ERROR,
+        Error([(1, 3)], 8, "full", retry_ms=250),
+        messages.decode_error,
+        "01 06  94  91 92 01 03  08  a4 66756c6c  cc fa",
+    ),
     (
         "call",
         Verb.CALL,

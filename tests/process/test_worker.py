@@ -92,7 +92,7 @@ def test_an_unload_waits_for_the_load_that_is_under_way(worker: Bare, path: str)
     worker.ring(Bell.UNLOAD, HANDLE)
     Orders(path).hold.unlink()
     assert [worker.hear()[0] for _ in range(3)] == [Bell.WARMING, Bell.LOADED, Bell.UNLOADED]
-    worker.ring(Bell.RUN, 1, HANDLE, 0, True, [])
+    worker.ring(Bell.RUN, 1, HANDLE, 0, True, float("inf"), [])
     assert worker.hear()[:2] == [Bell.FAILED, 1]
 
 

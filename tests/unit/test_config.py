@@ -63,7 +63,7 @@ def test_every_model_key() -> None:
         Loading.LAZY,
         Transition.RESOURCE,
         (1, 2),
-        BatchingSettings(8, 1.5, (), 9, False),
+        BatchingSettings(8, 1.5, (), 9, pad=False),
         50.0,
         -1,
         2.0,

@@ -73,7 +73,7 @@ def answer(pieces: list[Piece], outputs: dict[str, Array], by_rows: bool = True)
 
 
 def error(pieces: Iterable[tuple[int, int]], code: int, text: str) -> list[bytes]:
-    return [messages.encode(Verb.ERROR, [list(pieces), code, text])]
+    return [messages.encode(Verb.ERROR, [list(pieces), code, text, 0])]
 
 
 def floats(*shape: int) -> Array:

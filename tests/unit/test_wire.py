@@ -25,6 +25,7 @@ REGIONS = st.builds(Region, st.integers(0, 1 << 40), st.integers(0, 1 << 40))
 BUDGETS = st.integers(0, messages.MAX_BUDGET_MS)
 PRIORITIES = st.integers(-100, 100)
 IDS = st.integers(0, 1 << 62)
+FLAGS = st.integers(0, 3)
 GROUPS = st.one_of(
     st.builds(
         Group,
@@ -36,6 +37,7 @@ GROUPS = st.one_of(
         PRIORITIES,
         st.none(),
         st.none() | REGIONS,
+        FLAGS,
     ),
     st.builds(
         Group,
@@ -47,6 +49,7 @@ GROUPS = st.one_of(
         PRIORITIES,
         st.none() | st.lists(REGIONS, max_size=4).map(tuple),
         st.none() | REGIONS,
+        FLAGS,
     ),
 )
 REQUEST_KEYS = st.builds(

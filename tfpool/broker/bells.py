@@ -91,7 +91,9 @@ class Bells:
     def _said(self, link: Link, message: list[Any], fds: list[int]) -> None:
         verb, *fields = message
         if verb == Bell.DONE:
-            self._done(link, fields[0], fields[1], fields[2], fds)
+            self._done(link, fields, fds)
+        elif verb == Bell.LATE:
+            self._decide(ev.Late(link.name, fields[0]))
         elif verb == Bell.FAILED:
             batch, code, text = fields
             self._log.warning("batch.failed", worker=link.name, batch=batch, code=code, error=text)
@@ -119,10 +121,11 @@ class Bells:
         signatures = tuple(_signature(fields) for fields in info["signatures"])
         self._residence.loaded(link, handle, found, signatures, info["skipped"])
 
-    def _done(self, link: Link, batch: int, run_us: int, results: list[Any], fds: list[int]) -> None:
+    def _done(self, link: Link, fields: list[Any], fds: list[int]) -> None:
+        batch, begun, run_us, results = fields
         needed = max(sum(align(nbytes) for _, nbytes in places) for _, places, _ in results)
         run = run_us / 1e6
-        actions = self._scheduler.handle(ev.Completed(link.name, batch, run, needed), time.monotonic())
+        actions = self._scheduler.handle(ev.Completed(link.name, batch, run, needed, begun), time.monotonic())
         spills = [Arena(fd, os.fstat(fd).st_size) for fd in fds]
         if actions:
             rest = iter(spills)

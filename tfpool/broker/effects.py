@@ -16,7 +16,7 @@ from tfpool.scheduler import events as ev
 from tfpool.scheduler.work import Batch, Segment
 from tfpool.shm.arena import Arena
 from tfpool.telemetry import log
-from tfpool.wire.messages import Bell, Verb, encode
+from tfpool.wire.messages import Bell, encode_error
 
 POOL_ARENA = 0
 NOWHERE = -1
@@ -63,7 +63,7 @@ class Effects:
         if model:
             self._meters.model(model).failed(error.code, sum(count for _, count in pieces))
         self._log.debug("requests.refused", client=client.hex(), ids=pieces, model=model, error=error.message)
-        self._send([client, encode(Verb.ERROR, [pieces, int(error.code), error.message])])
+        self._send([client, encode_error(pieces, error)])
 
     def _dispatch(self, batch: Batch) -> None:
         link = self._fleet.links[batch.worker]
@@ -74,7 +74,7 @@ class Effects:
             gather(batch, self._arena.view)
             out = (POOL_ARENA, batch.out_offset, batch.out_bytes)
             items = [[batch.rows, batch.padded, POOL_ARENA, input_fields(batch, spec), out]]
-        link.ring(Bell.RUN, batch.id, spec.servable.life, spec.signature, spec.by_rows, items)
+        link.ring(Bell.RUN, batch.id, spec.servable.life, spec.signature, spec.by_rows, batch.start_by, items)
 
     def _in_place(self, link: Link, batch: Batch, piece: Segment) -> list[Any]:
         """A request that runs on its client's own memory; without room there for outputs, these go to the lease."""

@@ -17,7 +17,7 @@ from tfpool.broker.registry import NotLoaded
 from tfpool.errors import InvalidArgument, TfpoolError, Unavailable
 from tfpool.scheduler import events as ev
 from tfpool.telemetry import log
-from tfpool.wire.messages import Bell, Verb, encode
+from tfpool.wire.messages import Bell, Verb, encode, encode_error
 from tfpool.wire.tensors import Buffer
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Front:
             except InvalidArgument as error:
                 broker.meters.malformed += 1
                 self._log.debug("message.refused", error=error.message)
-                self.send([frames[0], encode(Verb.ERROR, [[], int(error.code), error.message])], sock)
+                self.send([frames[0], encode_error([], error)], sock)
             if not sock.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]  # far cheaper than an Again
                 return
 
@@ -108,7 +108,7 @@ class Front:
             deadline = time.monotonic() + call.budget_ms / 1000
             self._asked.append((sock, client, call.id, deadline, later.question))
         except TfpoolError as error:
-            self.send([client, encode(Verb.ERROR, [[(call.id, 1)], int(error.code), error.message])], sock)
+            self.send([client, encode_error([(call.id, 1)], error)], sock)
         else:
             self.send([client, encode(Verb.RESULT, [call.id, value])], sock)
 
@@ -119,7 +119,7 @@ class Front:
             try:
                 value = question()
             except TfpoolError as error:
-                self.send([client, encode(Verb.ERROR, [[(number, 1)], int(error.code), error.message])], sock)
+                self.send([client, encode_error([(number, 1)], error)], sock)
             else:
                 if value is not None:
                     self.send([client, encode(Verb.RESULT, [number, value])], sock)

@@ -50,7 +50,7 @@ class Ledger:
                 reply = self.sent.pop(number, None) or self.calls.pop(number, None)
                 if reply is not None:
                     self.release(reply)
-                    reply.resolve(None, from_code(failure.code, failure.message))
+                    reply.resolve(None, from_code(failure.code, failure.message, failure.retry_ms / 1000 or None))
 
     def returned(self, number: int, value: Any) -> None:
         """A call of the control plane is answered."""

@@ -60,6 +60,7 @@ class Scheduler:
             ev.Completed: self._completed,
             ev.Turn: self._turn,
             ev.Broken: self._broken,
+            ev.Late: self._late,
             ev.Cancel: self._cancel,
             ev.ClientGone: self._client_gone,
             ev.WorkerJoined: self._worker_joined,
@@ -256,6 +257,14 @@ class Scheduler:
             batch.queue.push_back(piece)
         if again:
             self._wake(batch.queue)
+
+    def _late(self, event: ev.Late, now: float, actions: list[ev.Action]) -> None:
+        batch = self._end(event.worker, event.batch, 0.0)
+        if batch is None:
+            return
+        for piece in reversed(batch.pieces):
+            batch.queue.push_back(piece)
+        self._wake(batch.queue)
 
     def _end(self, worker_name: WorkerName, batch_id: BatchId, run: float) -> Batch | None:
         worker = self._workers.get(worker_name)

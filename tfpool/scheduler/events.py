@@ -85,12 +85,13 @@ class QueueClosed(NamedTuple):
 
 
 class Completed(NamedTuple):
-    """A worker ran a batch: ``run`` seconds, ``out_bytes`` of outputs in all."""
+    """A worker ran a batch: ``run`` seconds from ``begun`` (monotonic seconds), ``out_bytes`` of outputs in all."""
 
     worker: WorkerName
     batch: BatchId
     run: float
     out_bytes: int
+    begun: float = 0.0
 
 
 class Broken(NamedTuple):
@@ -100,6 +101,13 @@ class Broken(NamedTuple):
     batch: BatchId
     run: float
     error: TfpoolError
+
+
+class Late(NamedTuple):
+    """A worker has not begun a batch, because a deadline in it had passed."""
+
+    worker: WorkerName
+    batch: BatchId
 
 
 class Turn(NamedTuple):
@@ -120,6 +128,7 @@ Event = (
     | QueueClosed
     | Completed
     | Broken
+    | Late
     | Turn
 )
 

@@ -204,6 +204,7 @@ class Batch:
     out_bytes: int
     sent: float
     thought: float = 0.0
+    start_by: float = float("inf")
     requests: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -99,7 +99,7 @@ class World:
             if isinstance(action, ev.Dispatch):
                 batch = action.batch
                 link = self.fleet.links[batch.worker]
-                link.ring(Bell.RUN, batch.id, batch.spec.servable.life, 0, True, [])
+                link.ring(Bell.RUN, batch.id, batch.spec.servable.life, 0, True, batch.start_by, [])
             elif isinstance(action, ev.Deliver):
                 for piece in action.batch.pieces:
                     self.answer(piece.first, self.registry.by_handle[action.batch.spec.servable.life])

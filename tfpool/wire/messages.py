@@ -18,12 +18,12 @@ same way.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
 
 import msgpack
 
-from tfpool.errors import InvalidArgument
+from tfpool.errors import InvalidArgument, TfpoolError
 
 VERSION = 1
 MAX_HEADER_BYTES = 1 << 20
@@ -34,6 +34,7 @@ MAX_ROWS = 1 << 24
 MAX_BUDGET_MS = 24 * 3600 * 1000
 MAX_FRAMES = 1 << 14
 _MAX_ID = 1 << 62
+_ALL_FLAGS = 3
 
 
 class Verb(IntEnum):
@@ -60,6 +61,7 @@ class Bell(IntEnum):
     UNLOAD = 5
     RUN = 6
     STOP = 7
+    ADOPT = 8
     READY = 32
     WARMING = 33
     LOADED = 34
@@ -68,6 +70,8 @@ class Bell(IntEnum):
     DONE = 37
     FAILED = 38
     GAUGE = 39
+    LATE = 40
+    BEAT = 41
 
 
 class Control(IntEnum):
@@ -79,6 +83,7 @@ class Control(IntEnum):
     HALTED = 4
     DRAIN = 5
     RESTART = 6
+    KILL = 7
     UP = 32
     FORKED = 33
     EXITED = 34
@@ -86,6 +91,16 @@ class Control(IntEnum):
     RECYCLE = 36
     DRAINED = 37
     PROGRESS = 38
+    READY = 39
+    HUNG = 40
+
+
+class Flag(IntFlag):
+    """What a client says of a group. SOFT: its budget is only how long it waits; the model's own deadline counts too.
+    AGAIN: it was sent before, over a connection that was lost, and may have run."""
+
+    SOFT = 1
+    AGAIN = 2
 
 
 class Region(NamedTuple):
@@ -99,7 +114,7 @@ class Group(NamedTuple):
     """Requests ``first .. first + count - 1``, each of ``rows`` rows (0: whole tensors, no rows).
 
     ``regions`` is None when the tensors follow as frames, else one region per input; ``reply`` is the region
-    that the caller keeps free for the outputs, if any.
+    that the caller keeps free for the outputs, if any; ``flags`` are :class:`Flag`.
     """
 
     key: bytes
@@ -110,6 +125,7 @@ class Group(NamedTuple):
     priority: int
     regions: tuple[Region, ...] | None
     reply: Region | None
+    flags: int = 0
 
 
 class Piece(NamedTuple):
@@ -143,11 +159,12 @@ class Answer(NamedTuple):
 
 
 class Error(NamedTuple):
-    """The failure of some requests, or of a call."""
+    """The failure of some requests, or of a call; another try may do better after ``retry_ms`` (0: nobody knows)."""
 
     pieces: list[tuple[int, int]]
     code: int
     message: str
+    retry_ms: int = 0
 
 
 class Call(NamedTuple):
@@ -163,6 +180,12 @@ def encode(verb: Verb, body: object) -> bytes:
     """The header frame of a message."""
     packed: bytes = msgpack.packb(body)
     return bytes((VERSION, verb)) + packed
+
+
+def encode_error(pieces: list[tuple[int, int]], error: TfpoolError) -> bytes:
+    """The header frame of an ERROR."""
+    retry_ms = 0 if error.retry_after is None else max(1, int(error.retry_after * 1000))
+    return encode(Verb.ERROR, [pieces, int(error.code), error.message, retry_ms])
 
 
 def decode(header: bytes, limit: int = MAX_HEADER_BYTES) -> tuple[int, Any]:
@@ -211,9 +234,9 @@ def decode_groups(body: Any) -> list[Group]:
 
 
 def _group(fields: Any) -> Group:
-    if type(fields) is not list or len(fields) != 8:
-        raise InvalidArgument("predict: a group has 8 fields")
-    key, first, count, rows, budget_ms, priority, regions, reply = fields
+    if type(fields) is not list or len(fields) != 9:
+        raise InvalidArgument("predict: a group has 9 fields")
+    key, first, count, rows, budget_ms, priority, regions, reply, flags = fields
     if type(key) is not bytes:
         raise InvalidArgument(f"predict: the key is {type(key).__name__}, expected binary")
     _whole("first id", first, 0, _MAX_ID)
@@ -229,7 +252,9 @@ def _group(fields: Any) -> Group:
         if type(regions) is not list:
             raise InvalidArgument("predict: regions are an array")
         regions = tuple(_region(region) for region in regions)
-    return Group(key, first, count, rows, budget_ms, priority, regions, None if reply is None else _region(reply))
+    _whole("flags", flags, 0, _ALL_FLAGS)
+    room = None if reply is None else _region(reply)
+    return Group(key, first, count, rows, budget_ms, priority, regions, room, flags)
 
 
 def decode_hello(body: Any) -> Hello | None:
@@ -278,8 +303,8 @@ def decode_answer(body: Any) -> Answer:
 
 
 def decode_error(body: Any) -> Error:
-    pieces, code, message = body
-    return Error([(first, count) for first, count in pieces], code, message)
+    pieces, code, message, retry_ms = body
+    return Error([(first, count) for first, count in pieces], code, message, retry_ms)
 
 
 def _region(value: Any) -> Region:

@@ -12,6 +12,7 @@ import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from time import monotonic
 from typing import Any
 
 from tfpool.errors import FailedPrecondition, TfpoolError
@@ -77,8 +78,15 @@ class Worker:
             self._stopped.set()
             self._loads.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, batch: int, handle: int, index: int, by_rows: bool, items: list[Any]) -> None:
-        """Run a batch; requests that run in place come several at once, each an item of its own."""
+    def _run(self, batch: int, handle: int, index: int, by_rows: bool, start_by: float, items: list[Any]) -> None:
+        """Run a batch, unless it is later than ``start_by`` (monotonic seconds).
+
+        Requests that run in place come several at once, each an item of its own.
+        """
+        begun = monotonic()
+        if begun > start_by:
+            self._say(Bell.LATE, batch)
+            return
         servable = self._servables.get(handle)
         done: list[Outcome] = []
         try:
@@ -92,7 +100,7 @@ class Worker:
             run_us = int(sum(outcome.run for outcome in done) * 1e6)
             results = [(outcome.key, outcome.buffers, outcome.spilled is not None) for outcome in done]
             spilled = tuple(outcome.spilled for outcome in done if outcome.spilled is not None)
-            self._bell.ring(pack([Bell.DONE, batch, run_us, results]), spilled)
+            self._bell.ring(pack([Bell.DONE, batch, begun, run_us, results]), spilled)
         for outcome in done:
             if outcome.spilled is not None:
                 os.close(outcome.spilled)
