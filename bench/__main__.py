@@ -23,7 +23,7 @@ from bench.children import ChildFailed
 from bench.fleet import WrongAnswer
 from bench.inprocess import make_models
 from bench.report import Result
-from bench.scenario import REPEATS, WINDOW_SECONDS, Scenario, Settings
+from bench.scenario import REPEATS, WINDOW_SECONDS, Models, Scenario, Settings
 from bench.scenarios import SCENARIOS
 from tfpool.errors import TfpoolError
 
@@ -91,8 +91,9 @@ def run(names: Sequence[str], seconds: float | None, repeat: int | None, file: P
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="tfpool-bench-") as directory:
         needed = sorted({model for scenario in chosen for model in scenario.models})
-        messages.print(f"making {', '.join(needed)} with TensorFlow ...")
-        models = make_models(directory, needed)
+        if needed:
+            messages.print(f"making {', '.join(needed)} with TensorFlow ...")
+        models = make_models(directory, needed) if needed else Models({}, {})
         settings = Settings(models, directory, bar, seconds, repeat or (1 if quick else REPEATS), quick)
         for scenario in chosen:
             with bar.of(scenario.name, settings.repeat):

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from math import ceil
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing import get_context  # noqa: TID251 - its pipes lead to our own forks
+from multiprocessing.connection import Connection  # noqa: TID251
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec
 

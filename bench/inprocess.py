@@ -30,6 +30,7 @@ _ROW_SHAPES: Mapping[str, tuple[int, ...]] = {
     "mlp": (256,),
     "identity": (256,),
     "ballast_5mb": (),
+    "deep": (),
 }
 
 

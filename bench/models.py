@@ -1,4 +1,5 @@
-"""Models that only the bench needs: one that is slow to load, and ballast, which has weight and computes nothing."""
+"""Models that only the bench needs: one that is slow to load, ballast, which has weight and computes nothing, and one
+that computes much on next to no bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from tfpool.testing.models import make_identity
 
 CACHE = "TFPOOL_BENCH_CACHE"
 BALLAST = {"ballast_5mb": 5_000_000, "ballast_100mb": 100_000_000}
+_WIDTH, _LAYERS = 1024, 8
 
 
 def make_resnet50(directory: str) -> str:
@@ -44,6 +46,25 @@ def make_ballast(name: str, directory: str) -> str:
     return base
 
 
+def make_deep(directory: str) -> str:
+    """x [?] -> y [?]: eight layers of 1024 units; a row takes a core about a millisecond, each more much less."""
+    import tensorflow as tf
+
+    stretch = tf.Variable(tf.random.stateless_normal((1, _WIDTH), (7, 0)))
+    scale = (2 / _WIDTH) ** 0.5
+    layers = [tf.Variable(scale * tf.random.stateless_normal((_WIDTH, _WIDTH), (7, n))) for n in range(1, _LAYERS + 1)]
+
+    def run(x: Any) -> dict[str, Any]:
+        hidden = x[:, tf.newaxis] * stretch
+        for layer in layers:
+            hidden = tf.nn.relu(hidden @ layer)
+        return {"y": tf.reduce_mean(hidden, 1)}
+
+    base = os.path.join(directory, "deep")
+    _save(base, run, tf.TensorSpec((None,), tf.float32, "x"), [stretch, *layers])
+    return base
+
+
 def _save(base: str, run: Callable[[Any], Any], spec: Any, tracked: object) -> None:
     """Version 1; ``base`` appears when all of it is there."""
     import tensorflow as tf
@@ -60,5 +81,6 @@ MAKERS: Mapping[str, Callable[[str], str]] = {
     **SAMPLES,
     "identity": partial(make_identity, row_shape=(None,)),
     "resnet50": make_resnet50,
+    "deep": make_deep,
     **{name: partial(make_ballast, name) for name in BALLAST},
 }

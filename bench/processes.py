@@ -1,4 +1,4 @@
-"""What the kernel tells of a process: its threads' CPU time, its memory, its descriptors, its descendants."""
+"""What the kernel tells of a process: its threads' CPU time, memory, descriptors, descendants and session."""
 
 from __future__ import annotations
 
@@ -55,4 +55,17 @@ def family(pid: int) -> dict[int, str]:
         for process in [root, *root.children(recursive=True)]:
             with suppress(OSError), open(f"/proc/{process.pid}/comm") as file:
                 found[process.pid] = file.read().strip()
+    return found
+
+
+def session(leader: int) -> dict[int, str]:
+    """The processes of a session, with their names, whoever their parents are now; not those that have ended."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/stat") as file:
+                before, _, after = file.read().rpartition(")")
+                state, _, _, of = after.split()[:4]
+                if int(of) == leader and state not in "ZX":
+                    found[int(name)] = before.partition("(")[2]
     return found

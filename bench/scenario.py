@@ -6,6 +6,7 @@ repeat; what is judged is their median.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -63,10 +64,11 @@ class Figure:
 
     @property
     def ratio(self) -> Spread | None:
-        """Ours over the reference, within each repeat."""
+        """Ours over the reference, within each repeat; infinite over nothing."""
         if self.reference is None:
             return None
-        return Spread(tuple(a / b for a, b in zip(self.ours.values, self.reference.values, strict=True)))
+        pairs = zip(self.ours.values, self.reference.values, strict=True)
+        return Spread(tuple(a / b if b else math.inf for a, b in pairs))
 
     @property
     def verdict(self) -> Verdict:

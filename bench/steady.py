@@ -23,12 +23,14 @@ import numpy as np
 import tfpool
 from bench.children import Channel, Child
 from bench.fleet import WrongAnswer, quantile, sleep_until
-from bench.loads import wrong
+from bench.loads import ATOL, RTOL, wrong
+from tfpool.wire.messages import MAX_ANSWER_BYTES, Verb, decode, decode_answer, decode_error
 from tfpool.wire.tensors import Array
 
 Span = tuple[float, float]
 
 _CHECKED = 32
+_COMPARED = 256  # answers at a time
 _KEPT_ERRORS = 5
 _STEP_SECONDS = 0.01
 _SWITCH_SECONDS = 0.0002  # or who sends would wait for who receives
@@ -38,7 +40,8 @@ _SWITCH_SECONDS = 0.0002  # or who sends would wait for who receives
 class Notes:
     """Requests that were answered: their numbers, when they were due (monotonic seconds), seconds until the answer.
 
-    ``failed`` counts the others, ``errors`` has what the first of them got.
+    ``failed`` counts the others, ``errors`` has what the first of them got. ``checked`` answers were compared, and
+    ``twice`` came that nobody was waiting for any more, or ever: both of every answer, where the load was strict.
     """
 
     numbers: Array
@@ -46,6 +49,8 @@ class Notes:
     seconds: Array
     failed: int = 0
     errors: Sequence[str] = ()
+    checked: int = 0
+    twice: int = 0
 
     def within(self, *spans: Span) -> Array:
         """Seconds, increasing, of the requests that were due in one of these spans."""
@@ -61,11 +66,14 @@ def ms(ordered: Array, q: float) -> float:
 
 
 class Steady:
-    """A child with one client of a pool. ``samples`` is an .npz of rows x and answers y, those of all ``models``."""
+    """A child with one client of a pool. ``samples`` is an .npz of rows x and answers y, those of all ``models``.
 
-    def __init__(self, pool: tfpool.Pool, models: Sequence[str], samples: str) -> None:
+    One answer in 32 is compared with these, or each with ``strict``.
+    """
+
+    def __init__(self, pool: tfpool.Pool, models: Sequence[str], samples: str, strict: bool = False) -> None:
         self._notes = f"{samples}.notes.npz"
-        self._child = Child(load, pool.endpoint, list(models), samples)
+        self._child = Child(load, pool.endpoint, list(models), samples, strict)
         try:
             self._child.hear()
         except BaseException:
@@ -99,7 +107,8 @@ class Steady:
         if told["wrong"] or not told["checked"]:
             raise WrongAnswer(f"{told['wrong']} of {told['checked']} answers are wrong; errors: {told['errors']}")
         with np.load(self._notes) as file:
-            return Notes(file["numbers"], file["due"], file["seconds"], told["failed"], told["errors"])
+            numbers, due, seconds = (file[name] for name in ("numbers", "due", "seconds"))
+        return Notes(numbers, due, seconds, told["failed"], told["errors"], told["checked"], told["twice"])
 
     def __enter__(self) -> Steady:
         return self
@@ -113,16 +122,17 @@ class Steady:
 # -- the child's side ----------------------------------------------------------------------------------------------
 
 
-def load(channel: Channel, endpoint: str, models: list[str], samples: str) -> None:
+def load(channel: Channel, endpoint: str, models: list[str], samples: str, strict: bool) -> None:
     """The child: says when it is connected; told of a load, runs it until it hears more, and says what came of it."""
     with np.load(samples) as file:
         rows, answers = file["x"], file["y"]
     with tfpool.Client(endpoint) as client:
+        tap = Tap(client) if strict else None
         client.models()
         channel.say("connected")
         while (order := channel.hear()) is not None:
             picks = order.get("picks")
-            run = Run(client, [models[n] for n in picks or [0]], [rows[i : i + 1] for i in range(len(rows))])
+            run = Run(client, [models[n] for n in picks or [0]], rows, answers, 1 if strict else _CHECKED)
             if "rate" in order:
                 threading.Thread(target=run.arrivals, args=(order["rate"],), daemon=True).start()
             else:
@@ -133,17 +143,26 @@ def load(channel: Channel, endpoint: str, models: list[str], samples: str) -> No
             while not run.ended:
                 time.sleep(_STEP_SECONDS)
             np.savez(order["notes"], numbers=run.numbers, due=run.due, seconds=run.seconds)
-            told = {"failed": run.failed, "errors": run.errors}
-            channel.say({**told, "checked": len(run.kept), "wrong": wrong(run.kept, answers)})
+            run.compare()
+            told = {"failed": run.failed, "errors": run.errors, "twice": tap.twice if tap else 0}
+            channel.say({**told, "checked": run.checked, "wrong": run.wrong})
 
 
 class Run:
-    """One load. One thread begins chains of requests, the one that receives ends them: no count has two owners."""
+    """One load. One thread begins chains of requests, the one that receives ends them: no count has two owners.
 
-    def __init__(self, client: tfpool.Client, models: Sequence[str], rows: Sequence[Array]) -> None:
+    ``rows`` are sent by turns, one a request, and each ``every``-th answer is compared with ``answers``; what is sent
+    between is the first row.
+    """
+
+    def __init__(
+        self, client: tfpool.Client, models: Sequence[str], rows: Array, answers: Array, every: int = _CHECKED
+    ) -> None:
         self._submit = client.submit
         self._models = models
-        self._rows = rows
+        self._rows = [rows[i : i + 1] for i in range(len(rows))]
+        self._answers = answers
+        self._every = every
         self._numbers: Iterator[int] = count()
         self._again = False
         self._begun = self._over = 0
@@ -152,7 +171,8 @@ class Run:
         self.numbers, self.due, self.seconds = array("q"), array("d"), array("d")
         self.failed = 0
         self.errors: list[str] = []
-        self.kept: list[tuple[int, Array]] = []
+        self.checked = self.wrong = 0
+        self._kept: list[tuple[int, Array]] = []
 
     @property
     def ended(self) -> bool:
@@ -187,8 +207,8 @@ class Run:
         number = next(self._numbers, None)
         if number is None:
             return False
-        row = self._rows[number // _CHECKED % len(self._rows) if number % _CHECKED == 0 else 0]
-        future = self._submit(self._models[number % len(self._models)], row)
+        row = self._row_of(number)
+        future = self._submit(self._models[number % len(self._models)], self._rows[row or 0])
         future.add_done_callback(partial(self._done, number, due))
         return True
 
@@ -204,8 +224,54 @@ class Run:
             self.numbers.append(number)
             self.due.append(due)
             self.seconds.append(now - due)
-            if number % _CHECKED == 0:
+            if (row := self._row_of(number)) is not None:
                 (output,) = outputs.values()
-                self.kept.append((number // _CHECKED % len(self._rows), output.copy()))
+                self._kept.append((row, output.copy()))
+                if len(self._kept) >= _COMPARED:
+                    self.compare()
         if not (self._again and self.running and self._send(now)):
             self._over += 1
+
+    def _row_of(self, number: int) -> int | None:
+        """The row that a request sends, if its answer is to be compared."""
+        return None if number % self._every else number // self._every % len(self._rows)
+
+    def compare(self) -> None:
+        """Compare what was kept."""
+        kept, self._kept = self._kept, []
+        if not kept:
+            return
+        wanted = self._answers[[row for row, _ in kept]]
+        self.checked += len(kept)
+        if any(got.shape != (1, *self._answers.shape[1:]) for _, got in kept) or not np.allclose(
+            np.concatenate([got for _, got in kept]), wanted, RTOL, ATOL
+        ):
+            self.wrong += wrong(kept, self._answers)
+
+
+class Tap:
+    """Looks at what reaches a client: ``twice`` counts answers to requests that have one, or that never were."""
+
+    def __init__(self, client: tfpool.Client) -> None:
+        self._core = client._connection.core
+        self._receive = self._core.receive
+        self._answered = bytearray()
+        self.twice = 0
+        self._core.receive = self._received  # type: ignore[method-assign]
+
+    def _received(self, frames: list[bytes]) -> bool | None:
+        verb, body = decode(frames[0], MAX_ANSWER_BYTES)
+        if verb == Verb.ANSWER:
+            for first, count, _ in decode_answer(body).pieces:
+                self._note(first, count)
+        elif verb == Verb.ERROR:
+            for first, count in decode_error(body).pieces:
+                self._note(first, count)
+        return self._receive(frames)
+
+    def _note(self, first: int, count: int) -> None:
+        end, answered = first + count, self._answered
+        if end > len(answered):
+            answered.extend(bytes(2 * end - len(answered)))
+        self.twice += sum(answered[first:end]) + max(0, end - max(first, self._core._next_id))
+        answered[first:end] = b"\x01" * count

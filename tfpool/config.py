@@ -235,7 +235,7 @@ def _server(table: Table, directory: str) -> ServerSettings:
         table.read("curve_key", path_from(directory), None),
         table.read("authorized_keys", path_from(directory), None),
         table.read("max_message", _budget, defaults.max_message),
-        table.read("client_requests", whole(1, _HUGE), defaults.client_requests),
+        table.read("client_rows", whole(1, _HUGE), defaults.client_rows),
         table.read("client_bytes", _budget, defaults.client_bytes),
         table.read("models_root", path_from(directory), None),
         table.read("allowed_roots", roots, ()),

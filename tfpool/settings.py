@@ -116,8 +116,8 @@ class ServerSettings:
     at run time, and measured sizes, over restarts.
 
     With ``curve_key`` (a file of ``tfpool keygen``) tcp is encrypted, and only keys in ``authorized_keys`` get in.
-    A message has at most ``max_message`` bytes; a client has at most ``client_requests`` requests and ``client_bytes``
-    bytes of them with the pool at a time.
+    A message has at most ``max_message`` bytes; a client has at most ``client_rows`` rows and ``client_bytes`` bytes
+    of requests with the pool at a time.
     """
 
     listen: tuple[str, ...]
@@ -126,7 +126,7 @@ class ServerSettings:
     curve_key: str | None = None
     authorized_keys: str | None = None
     max_message: int = 1 << 30
-    client_requests: int = 1 << 16
+    client_rows: int = 1 << 16
     client_bytes: int = 1 << 30
     models_root: str | None = None
     allowed_roots: tuple[str, ...] = ()
@@ -271,10 +271,10 @@ def admin_endpoint_for(endpoint: str) -> str:
     return normalize_endpoint(f"{endpoint}-admin")
 
 
-def check_exposure(endpoint: str, insecure: bool) -> None:
-    """Raises InvalidArgument for a tcp endpoint that other hosts can reach, unless ``insecure``."""
+def check_exposure(endpoint: str, insecure: bool, encrypted: bool = False) -> None:
+    """Raises InvalidArgument for a tcp endpoint that other hosts can reach, unless ``encrypted`` or ``insecure``."""
     found = _TCP.fullmatch(endpoint)
-    if not found or insecure:
+    if not found or insecure or encrypted:
         return
     host = found[1].strip("[]")
     try:
@@ -284,7 +284,8 @@ def check_exposure(endpoint: str, insecure: bool) -> None:
     if not loopback:
         raise InvalidArgument(
             f"{endpoint} can be reached from other hosts, without encryption or authentication; "
-            "listen on loopback, or pass --insecure (insecure = true) on a trusted network"
+            "listen on loopback, use keys (tfpool keygen; curve_key, authorized_keys), "
+            "or pass --insecure (insecure = true) on a trusted network"
         )
 
 

@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 from bench.scenario import Scenario
-from bench.scenarios import beside, clients, cycles, hops, mlp, null, soak, start, swap, tensors, zipf
+from bench.scenarios import (
+    beside,
+    clients,
+    cycles,
+    decisions,
+    faults,
+    goodput,
+    hops,
+    mlp,
+    neighbour,
+    null,
+    overload,
+    soak,
+    start,
+    swap,
+    tensors,
+    zipf,
+)
 
 SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
@@ -19,5 +36,10 @@ SCENARIOS: dict[str, Scenario] = {
         beside,
         zipf,
         cycles,
+        decisions,
+        goodput,
+        overload,
+        neighbour,
+        faults,
     )
 }

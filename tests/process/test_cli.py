@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tfpool.cli.main import main
-from tfpool.errors import FailedPrecondition, Unavailable
+from tfpool.errors import FailedPrecondition, ResourceExhausted, Unavailable
 
 COMMANDS = sorted(main.commands)
 ROW = {"name": "half", "version": 1, "state": "AVAILABLE", "workers": ["cpu0"], "labels": ["stable"]} | {
@@ -56,6 +56,18 @@ BATCHING = {
 }
 
 
+class FakeReply:
+    """Has waited 0.5 ms and run for 2 s, in a batch of 4 rows."""
+
+    timing = (500, 2_000_000, 4)
+
+    def __init__(self, outputs: dict[str, Any]) -> None:
+        self._outputs = outputs
+
+    def result(self) -> dict[str, Any]:
+        return self._outputs
+
+
 class FakeClient:
     """Answers as a pool would, and remembers what it was asked."""
 
@@ -63,8 +75,8 @@ class FakeClient:
     asked: ClassVar[list[tuple[str, Any]]] = []
     outputs: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, endpoint: str | None = None, *, admin: str | None = None) -> None:
-        self.asked.append(("client", (endpoint, admin)))
+    def __init__(self, endpoint: str | None = None, *, admin: str | None = None, keys: str | None = None) -> None:
+        self.asked.append(("client", (endpoint, admin, keys)))
 
     def __enter__(self) -> FakeClient:
         return self
@@ -91,7 +103,7 @@ class FakeClient:
             "unload": [ROW],
             "drain": WORKER,
             "restart": WORKER,
-            "predict": self.outputs,
+            "submit": FakeReply(self.outputs),
         }
         if name not in answers:
             raise AttributeError(name)
@@ -195,6 +207,16 @@ def test_errors_are_one_line_and_status_1(fake: type[FakeClient], monkeypatch: p
     assert fake.asked[-1] == ("close", None)
 
 
+def test_errors_say_when_to_try_again(fake: type[FakeClient], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ResourceExhausted("full", 0.25)
+
+    monkeypatch.setattr(FakeClient, "submit", refuse, raising=False)
+    assert run("predict", "half", "-j", "1", status=1).stderr == (
+        "error: RESOURCE_EXHAUSTED: full (retry after 0.25 s)\n"
+    )
+
+
 def test_no_pool_is_told_at_once(tmp_path: Path) -> None:
     result = run("models", "--connect", f"ipc://{tmp_path}/pool", status=1)
     assert result.stderr.startswith(f"error: {Unavailable.code.name}: no pool listens on ipc://{tmp_path}/pool")
@@ -256,7 +278,7 @@ def test_top_without_a_terminal(fake: type[FakeClient]) -> None:
 @pytest.mark.parametrize("arguments", ["load half:3", "unload half:3", "drain cpu0", "restart cpu0"])
 def test_changes_go_to_the_admin_endpoint(fake: type[FakeClient], arguments: str) -> None:
     run(*arguments.split(), "--connect", "ipc:///a", "--admin", "ipc:///b")
-    assert fake.asked[0] == ("client", ("ipc:///a", "ipc:///b"))
+    assert fake.asked[0] == ("client", ("ipc:///a", "ipc:///b", None))
     assert fake.asked[1][1][0] in ("half", "cpu0")
 
 
@@ -266,10 +288,10 @@ def test_changes_go_to_the_admin_endpoint(fake: type[FakeClient], arguments: str
 def test_what_predict_asks(fake: type[FakeClient]) -> None:
     run("predict", "half:3", "-j", '{"x": [[1, 2]]}', "--signature", "s", "--timeout", "2")
     name, (model, inputs, named) = fake.asked[1]
-    assert (name, model, inputs) == ("predict", "half", {"x": [[1, 2]]})
+    assert (name, model, inputs) == ("submit", "half", {"x": [[1, 2]]})
     assert named == {"version": 3, "label": "", "signature": "s", "timeout": 2.0}
     run("predict", "half", "-j", "[1, 2]", "--label", "stable")
-    assert fake.asked[-2][1][1:] == ([1, 2], {"version": 0, "label": "stable", "signature": "", "timeout": 30.0})
+    assert fake.asked[-2][1][1:] == ([1, 2], {"version": 0, "label": "stable", "signature": "", "timeout": None})
 
 
 def test_inputs_from_files(fake: type[FakeClient], tmp_path: Path) -> None:
@@ -332,5 +354,18 @@ def test_outputs_into_a_directory(fake: type[FakeClient], tmp_path: Path, monkey
 
 
 def test_readable_outputs(fake: type[FakeClient]) -> None:
-    text = run("predict", "half", "-j", "1").stdout
-    assert text == "y: float32 [3]\n[1.  nan 0.1]\n"
+    result = run("predict", "half", "-j", "1")
+    assert result.stdout == "y: float32 [3]\n[1.  nan 0.1]\n"
+    assert result.stderr.startswith("answered in ")
+    assert result.stderr.endswith(": waited 500 us, ran 2.00 s in a batch of 4 rows\n")
+
+
+def test_how_long_it_waited_and_ran_in_json(fake: type[FakeClient]) -> None:
+    document = json.loads(run("predict", "half", "-j", "1", "--json").stdout)
+    assert (document["queue_seconds"], document["run_seconds"], document["batch_rows"]) == (0.0005, 2.0, 4)
+
+
+@pytest.mark.parametrize("command", ["models", "predict half -j 1", "load half", "top --count 1"])
+def test_keys_are_for_every_command_that_asks_a_pool(fake: type[FakeClient], command: str) -> None:
+    run(*command.split(), "--connect", "tcp://127.0.0.1:5555", "--keys", "me.key")
+    assert fake.asked[0] == ("client", ("tcp://127.0.0.1:5555", None, "me.key"))

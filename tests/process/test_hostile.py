@@ -6,11 +6,12 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgpack
 import numpy as np
+import psutil
 import pytest
 import zmq
 from hypothesis import given, settings
@@ -19,13 +20,14 @@ from hypothesis import strategies as st
 from tfpool.client.arena import ClientArena
 from tfpool.client.sync import Client
 from tfpool.errors import Code, InvalidArgument, PermissionDenied, Unimplemented
-from tfpool.testing.fake_worker import FakePool, until
+from tfpool.testing.fake_worker import FakePool, Orders, aside, until
 from tfpool.types import DType
 from tfpool.wire import messages
 from tfpool.wire.keys import RequestKey, Tensor, pack_request_key
 from tfpool.wire.messages import Group, Region, Verb
 
 pytestmark = pytest.mark.process
+MakePool = Callable[..., FakePool]
 X = np.ones((1, 3), np.float32)
 KEY = pack_request_key(RequestKey("double", 0, "", "", (Tensor("x", DType.FLOAT, (3,)),), True))
 TEXT = pack_request_key(RequestKey("text", 0, "", "", (Tensor("s", DType.STRING, (2,)),), True))
@@ -33,11 +35,13 @@ EMPTY_TEXT = pack_request_key(RequestKey("text", 0, "", "", (Tensor("s", DType.S
 
 
 class Raw:
-    """A DEALER socket and nothing else."""
+    """A DEALER socket and nothing else; ``options`` are set before it connects."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, options: dict[int, Any] | None = None) -> None:
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
+        for option, value in (options or {}).items():
+            self.socket.setsockopt(option, value)
         self.socket.setsockopt(zmq.LINGER, 1000)
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVTIMEO, 5000)
@@ -98,6 +102,13 @@ REFUSED: list[tuple[str, list[bytes], str]] = [
     ("an answer", [messages.encode(Verb.ANSWER, [])], "verb: got 5"),
     ("truncated", [predict(group())[:-3], ROW], "malformed MessagePack"),
     ("deep", [b"\x01\x03" + b"\x91" * 100_000], "malformed MessagePack"),
+    (
+        "deeper than Python's own stack",
+        [b"\x01\x03\x91\x99\xc4\x01k" + b"\x91" * 1000 + bytes(8)],
+        "got list, expected",
+    ),
+    ("a deep call", [b"\x01\x07\x94\x01\xa1m\x81\xa1x" + b"\x91" * 1000 + bytes(2)], "more than 32 levels deep"),
+    ("a deep key", [predict(group(b"\x96" + b"\x91" * 1000 + bytes(6)))], "more than 32 levels deep"),
     ("huge array", [b"\x01\x03\xdd\xff\xff\xff\xff"], "malformed MessagePack"),
     ("huge binary", [b"\x01\x03\xc6\xff\xff\xff\xff"], "malformed MessagePack"),
     ("long header", [b"\x01\x03" + bytes(1 << 21)], "header too long"),
@@ -357,7 +368,6 @@ def test_a_storm_of_garbage_stalls_nobody(pool: FakePool, client: Client) -> Non
 
     def storm(seed: int) -> None:
         dice, raw = random.Random(seed), Raw(pool.endpoint)
-        raw.socket.setsockopt(zmq.LINGER, 5000)
         good = [frames for _, frames, _ in REFUSED if sum(map(len, frames)) + len(frames) < 5000]
         good.append([predict(group()), ROW])
         for i in range(7000):
@@ -369,6 +379,9 @@ def test_a_storm_of_garbage_stalls_nobody(pool: FakePool, client: Client) -> Non
             raw.send(*(bytes(frame) for frame in frames))
             if i == 100:
                 begun.set()
+        raw.send(messages.encode(Verb.CALL, [1 << 61, "progress", {}, 9000]))
+        while raw.hear()[0] != Verb.RESULT:  # who leaves at once is not heard to the end
+            pass
         raw.close()
 
     threads = [threading.Thread(target=storm, args=(seed,)) for seed in range(3)]
@@ -402,8 +415,7 @@ def test_many_cancels_of_many_requests_do_not_stall(raw: Raw, client: Client) ->
 
 
 def test_a_client_that_never_listens_harms_nobody(pool: FakePool, client: Client) -> None:
-    deaf = Raw(pool.endpoint)
-    deaf.socket.setsockopt(zmq.RCVHWM, 1)
+    deaf = Raw(pool.endpoint, {zmq.RCVHWM: 1})
     for first in range(3000):
         deaf.send(predict(group(first=first)), ROW)
         if first % 500 == 0:
@@ -420,4 +432,113 @@ def test_bytes_that_are_not_zeromq(pool: FakePool, client: Client) -> None:
         with socket.socket(socket.AF_UNIX) as other:
             other.connect(pool.endpoint.removeprefix("ipc://"))
             other.sendall(data)
+    serves(client)
+
+
+# -- floods --------------------------------------------------------------------------------------------------------
+
+MIB = np.ones((1, 1 << 18), np.float32)
+ECHO = pack_request_key(RequestKey("echo", 0, "", "float32", (Tensor("x", DType.FLOAT, MIB.shape[1:]),), True))
+
+
+def test_a_client_that_leaves_large_answers_unread(make_pool: MakePool) -> None:
+    """Some are dropped, so that memory is bounded; those that were sent are there when it reads again."""
+    pool = make_pool([("echo", {}), ("double", {})], workers=1, server={"client_bytes": 8 << 20})
+    broker = psutil.Process(pool.broker_pid())
+    deaf = Raw(pool.endpoint, {zmq.RCVHWM: 1, zmq.RCVBUF: 1 << 16})
+    with pool.client(timeout=20.0) as client:
+
+        def answered() -> int:
+            return sum(meter["requests"] for meter in client.stats()["models"].values())
+
+        before, asked = 0, 100
+        for first in range(asked):
+            deaf.send(predict(group(ECHO, first=first, budget_ms=20_000)), MIB.tobytes())
+            until(lambda sent=first: answered() > sent)  # type: ignore[misc]
+            if first == 20:
+                before = broker.memory_info().rss
+        assert broker.memory_info().rss < before + (32 << 20)
+        dropped = client.stats()["unroutable"]
+        assert dropped >= asked / 2
+        serves(client)
+        client.predict("echo", MIB, signature="float32")
+        heard = [messages.decode_answer(deaf.hear()[1]).pieces[0].first for _ in range(asked - dropped)]
+        assert heard[:8] == list(range(8))
+        deaf.send(predict(group(ECHO, first=asked, budget_ms=20_000)), MIB.tobytes())
+        assert messages.decode_answer(deaf.hear()[1]).pieces[0].first == asked, "it is served as before"
+    deaf.close()
+
+
+def test_a_message_that_is_too_long_ends_its_connection(make_pool: MakePool) -> None:
+    pool = make_pool([("echo", {}), ("double", {})], workers=1, server={"max_message": 1 << 20})
+    raw = Raw(pool.endpoint)
+    with pool.client(timeout=5.0) as client:
+        raw.send(predict(group(ECHO)), MIB.tobytes())
+        assert raw.hear()[0] == Verb.ANSWER
+        monitor = raw.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        raw.send(predict(group(ECHO)), bytes((1 << 20) + 1))
+        assert monitor.poll(5000)
+        serves(client)
+        raw.socket.disable_monitor()
+        monitor.close(0)
+    raw.close()
+
+
+def test_a_flood_of_connections(pool: FakePool, client: Client) -> None:
+    """Hundreds that say nothing, or garbage, or half a message."""
+    import socket
+
+    raws = [Raw(pool.endpoint) for _ in range(100)]
+    halves = []
+    for i in range(200):
+        half = socket.socket(socket.AF_UNIX)
+        half.connect(pool.endpoint.removeprefix("ipc://"))
+        half.sendall(b"\xff\0\0\0\0\0\0\0\1\x7f\3"[: i % 12])
+        halves.append(half)
+    for i, raw in enumerate(raws):
+        if i % 2:
+            raw.send(os.urandom(i), bytes(i))
+    for _ in range(50):
+        serves(client)
+    errors = [raw.error().code for raw in raws[1::2]]
+    assert errors == [Code.INVALID_ARGUMENT] * 50
+    for thing in (*halves, *raws):
+        thing.close()
+    serves(client)
+
+
+def test_one_client_cannot_have_every_call_wait(make_pool: MakePool) -> None:
+    pool = make_pool([("double", {"preload": "explicit"})], workers=1)
+    base = pool.base("double")
+    Orders(base / "1").hold.touch()
+    greedy = Raw(pool.admin)
+    with pool.client(timeout=20.0) as client:
+        for number in range(100):
+            greedy.send(messages.encode(Verb.CALL, [number, "load", {"model": "double"}, 20_000]))
+        refused = [greedy.error() for _ in range(36)]
+        assert {Code(error.code) for error in refused} == {Code.RESOURCE_EXHAUSTED}
+        with aside(lambda: client.load("double")) as failures:
+            Orders(base / "1").hold.unlink()
+        assert failures == []
+        assert [greedy.hear()[0] for _ in range(64)] == [Verb.RESULT] * 64
+    greedy.close()
+
+
+def test_clients_that_choose_the_identity_of_others(pool: FakePool, client: Client) -> None:
+    """The first keeps it; answers, arenas and cancellations are never mixed up, not even with the admin endpoint's."""
+    first = Raw(pool.endpoint, {zmq.IDENTITY: b"me"})
+    assert first.ask(b"").code == Code.INVALID_ARGUMENT
+    second = Raw(pool.endpoint, {zmq.IDENTITY: b"me"})
+    admin = Raw(pool.admin, {zmq.IDENTITY: b"me"})
+    slow = pack_request_key(RequestKey("slow", 0, "", "", (Tensor("x", DType.FLOAT, ()),), True))
+    for number in range(4):
+        first.send(predict(group(slow, first=number, budget_ms=10_000)), np.float32(0.1).tobytes())
+    second.send(messages.encode(Verb.CANCEL, [(0, 4)]))
+    until(lambda: client.stats()["models"].get("slow"))
+    admin.send(messages.encode(Verb.CANCEL, [(0, 4)]))
+    admin.send(messages.encode(Verb.BYE, None))
+    assert admin.ask(b"").code == Code.INVALID_ARGUMENT, "what it said before has been heard"
+    assert {first.hear()[0] for _ in range(4)} == {Verb.ANSWER}
+    for raw in (first, second, admin):
+        raw.close()
     serves(client)

@@ -119,21 +119,21 @@ def test_results_are_the_callers_own(client: Client) -> None:
 
 def test_large_tensors_by_reference(pool: FakePool) -> None:
     rng = np.random.default_rng(3)
-    with pool.client() as client:
-        kept = []
-        for i in range(20):
-            x = rng.random((4, 50_000), np.float32)
-            kept.append((x, client.predict("double", x)["y"]))
-            if i == 5:
-                x = x.copy()
-                reply = client.submit("double", x)
-                x += 1  # the caller may change it at once
-                kept.append((x - 1, reply.result(SOON)["y"]))
-        assert client.stats()["shm"]["client_arenas"] == 1
-    for x, y in kept:
-        assert np.allclose(y, 2 * x, atol=1e-6), "what the user keeps outlives the client"
-    with pool.client() as client:
-        until(lambda: client.stats()["shm"]["client_arenas"] == 0, what="the broker forgets the arena")
+    with pool.client() as other:
+        with pool.client() as client:
+            kept = []
+            for i in range(20):
+                x = rng.random((4, 50_000), np.float32)
+                kept.append((x, client.predict("double", x)["y"]))
+                if i == 5:
+                    x = x.copy()
+                    reply = client.submit("double", x)
+                    x += 1  # the caller may change it at once
+                    kept.append((x - 1, reply.result(SOON)["y"]))
+            assert other.stats()["shm"]["client_arenas"] == 2
+        for x, y in kept:
+            assert np.allclose(y, 2 * x, atol=1e-6), "what the user keeps outlives the client"
+        until(lambda: other.stats()["shm"]["client_arenas"] == 1, what="the broker forgets the arena")
 
 
 def test_many_large_tensors_at_once(client: Client) -> None:

@@ -14,10 +14,10 @@ import pytest
 from tfpool.shm.doorbell import Doorbell
 from tfpool.testing import fake_worker
 from tfpool.testing.fake_worker import Orders, model
-from tfpool.wire.messages import Bell, pack, unpack
+from tfpool.wire.messages import Bell, Control, pack, unpack
 
 pytestmark = pytest.mark.process
-OPTIONS: dict[str, Any] = {"stateful": [], "sizes": []}
+OPTIONS: dict[str, Any] = {"stateful": [], "sizes": [], "rows": 4}
 HANDLE = 7
 
 
@@ -25,35 +25,61 @@ class Bare:
     """A worker in a forked child."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = Doorbell.pair()
+        self.line, line = Doorbell.pair()
         self.pid = os.fork()
         if not self.pid:
             try:
                 ours.close()
-                fake_worker.run(theirs, "cpu0", load_concurrency=2)
+                self.line.close()
+                fake_worker.run(theirs, "cpu0", load_concurrency=2, line=line)
             finally:
                 os._exit(0)
         theirs.close()
-        ours.settimeout(20.0)
-        self._bell = Doorbell(ours, blocking=True)
-        assert self.hear()[0] == Bell.READY
+        line.close()
+        self._take(ours)
+        assert self.hear()[-1] == []
+
+    def _take(self, sock: socket.socket) -> None:
+        self._bell = Doorbell(sock, blocking=True)
+        sock.settimeout(20.0)
+
+    def offer_broker(self) -> socket.socket:
+        """Hand it the doorbell to a new broker; the broker's end."""
+        ours, theirs = Doorbell.pair()
+        Doorbell(self.line, blocking=True).ring(pack([Control.WORKER]), (theirs.fileno(),))
+        theirs.close()
+        return ours
+
+    def change_broker(self) -> list[Any]:
+        """Be a new broker; what it holds."""
+        self.close_bell()
+        self._take(self.offer_broker())
+        verb, pid, resident, unique, base, inventory = self.hear()
+        assert (verb, pid, base) == (Bell.READY, self.pid, fake_worker.BASE_BYTES)
+        assert resident == unique >= base
+        return list(inventory)
+
+    def close_bell(self) -> None:
+        self._bell.close()
 
     def ring(self, *fields: Any) -> None:
         self._bell.ring(pack(list(fields)))
 
-    def hear(self) -> list[Any]:
-        """The next thing it says, gauges left out."""
+    def hear(self, gauges: bool = False) -> list[Any]:
+        """The next thing it says, gauges and beats left out if not asked for."""
         while True:
             heard = self._bell.hear()
             assert heard is not None
             said: list[Any] = unpack(heard[0])
-            if said[0] != Bell.GAUGE:
+            if gauges or said[0] not in (Bell.GAUGE, Bell.BEAT):
                 return said
 
     def close(self) -> None:
         self.ring(Bell.STOP)
         os.waitpid(self.pid, 0)
         self._bell.close()
+        self.line.close()
 
 
 @pytest.fixture
@@ -118,3 +144,104 @@ def test_without_warm_up_a_file_is_left_alone(worker: Bare, path: str) -> None:
     assert f"{file}, record 1: corrupt" in message
     worker.ring(Bell.LOAD, HANDLE, "double:1", path, {**OPTIONS, "warm_up": False})
     assert [worker.hear()[0] for _ in range(2)] == [Bell.WARMING, Bell.LOADED]
+
+
+# -- brokers come and go -------------------------------------------------------------------------------------------
+
+
+def test_a_new_broker_is_told_what_there_is_and_adopts_it(worker: Bare, path: str) -> None:
+    Orders(path).nbytes.write_text("4096")
+    options = {**OPTIONS, "fingerprint": "f"}
+    for handle in (1, 2):
+        worker.ring(Bell.LOAD, handle, "double:1", path, options)
+        assert [worker.hear()[0] for _ in range(2)] == [Bell.WARMING, Bell.LOADED]
+    inventory = worker.change_broker()
+    assert inventory == [[-1, "double:1", path, options, 4096], [-2, "double:1", path, options, 4096]]
+    worker.ring(Bell.ADOPT, -2, 1)
+    verb, handle, info = worker.hear()
+    assert (verb, handle, info["memory_bytes"]) == (Bell.LOADED, 1, 4096)
+    worker.ring(Bell.RUN, 9, 1, 0, True, float("inf"), [])
+    assert worker.hear()[:2] == [Bell.DONE, 9]
+    worker.ring(Bell.UNLOAD, -1)
+    left = fake_worker.BASE_BYTES + 4096
+    assert worker.hear() == [Bell.UNLOADED, -1, left, left]
+    assert worker.change_broker() == [[-1, "double:1", path, options, 4096]]
+
+
+def test_nobody_is_told_of_a_load_for_a_broker_that_is_gone(worker: Bare, path: str) -> None:
+    """The next one has handles of its own, which may be the same."""
+    other = Path(path).with_name("2")
+    other.mkdir()
+    Orders(path).hold.touch()
+    worker.ring(Bell.LOAD, HANDLE, "double:1", path, OPTIONS)
+    assert worker.change_broker() == [[-1, "double:1", path, OPTIONS, None]]
+    worker.ring(Bell.LOAD, HANDLE, "double:2", str(other), OPTIONS)
+    assert worker.hear() == [Bell.WARMING, HANDLE]
+    assert worker.hear()[:2] == [Bell.LOADED, HANDLE]
+    Orders(path).hold.unlink()
+    worker.ring(Bell.UNLOAD, HANDLE)
+    assert worker.hear()[:2] == [Bell.UNLOADED, HANDLE]
+    worker.ring(Bell.ADOPT, -1, HANDLE)
+    assert until_loaded(worker) == [Bell.LOADED, HANDLE]
+
+
+def until_loaded(worker: Bare) -> list[Any]:
+    """A load may tell that it warms up, if it had not when it was adopted."""
+    said = worker.hear()
+    return (worker.hear() if said == [Bell.WARMING, HANDLE] else said)[:2]
+
+
+@pytest.mark.parametrize("claimed", ["in time", "late", "never"])
+def test_a_load_that_fails_after_its_broker_is_told_to_who_adopts_it(worker: Bare, path: str, claimed: str) -> None:
+    orders = Orders(path)
+    orders.hold.touch()
+    orders.fail.write_text("on purpose")
+    worker.ring(Bell.LOAD, HANDLE, "double:1", path, OPTIONS)
+    assert len(worker.change_broker()) == 1
+    if claimed == "in time":
+        worker.ring(Bell.ADOPT, -1, 3)
+    orders.hold.unlink()
+    if claimed == "late":
+        worker.ring(Bell.LOAD, 4, "double:1", path, OPTIONS)
+        worker.ring(Bell.LOAD, 5, "double:1", path, OPTIONS)
+        assert {worker.hear()[0] for _ in range(2)} == {Bell.LOAD_FAILED}  # two loads at once: the first is over
+        worker.ring(Bell.ADOPT, -1, 3)
+    if claimed == "never":
+        worker.ring(Bell.UNLOAD, -1)
+        assert worker.hear()[:2] == [Bell.UNLOADED, -1]
+    else:
+        assert worker.hear()[:2] == [Bell.LOAD_FAILED, 3]
+    assert worker.change_broker() == []
+
+
+def test_an_unload_goes_on_without_a_broker_and_what_is_left_is_told(worker: Bare, path: str) -> None:
+    orders = Orders(path)
+    orders.hold.touch()
+    worker.ring(Bell.LOAD, HANDLE, "double:1", path, OPTIONS)
+    worker.ring(Bell.UNLOAD, HANDLE)
+    assert worker.change_broker() == []
+    orders.hold.unlink()
+    assert worker.hear(gauges=True) == [Bell.GAUGE, fake_worker.BASE_BYTES, fake_worker.BASE_BYTES]
+
+
+def test_brokers_may_die_faster_than_they_are_noticed(worker: Bare, path: str) -> None:
+    worker.ring(Bell.LOAD, HANDLE, "double:1", path, OPTIONS)
+    assert [worker.hear()[0] for _ in range(2)] == [Bell.WARMING, Bell.LOADED]
+    for _ in range(3):
+        worker.offer_broker().close()
+    assert len(worker.change_broker()) == 1
+
+
+def test_it_ends_with_its_supervisor() -> None:
+    made = Bare()
+    made.line.close()
+    made.close_bell()
+    assert os.waitpid(made.pid, 0)[1] == 0
+
+
+def test_it_shows_that_it_is_alive_while_it_loads(worker: Bare, path: str) -> None:
+    Orders(path).hold.touch()
+    worker.ring(Bell.LOAD, HANDLE, "double:1", path, OPTIONS)
+    assert [worker.hear(gauges=True) for _ in range(2)] == [[Bell.BEAT]] * 2
+    Orders(path).hold.unlink()
+    assert until_loaded(worker) == [Bell.LOADED, HANDLE]

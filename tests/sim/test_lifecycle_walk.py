@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from random import Random
 
@@ -48,6 +49,7 @@ class Walk:
             (1, self.load),
             (1, self.label),
             (1, self.die),
+            (1, self.crash),
             (1, self.breakage),
             (1, self.time),
             (1, self.restart),
@@ -120,6 +122,18 @@ class Walk:
         name = self.random.choice(list(self.world.bells))
         if self.world.bells[name] is not None:
             self.world.lose(name)
+
+    def crash(self) -> None:
+        """Workers die of what they run, one after the other."""
+        for _ in range(self.random.choice([1, 3, 6])):
+            busy = [name for name in self.world.bells if self.world.runs(name)]
+            if busy:
+                self.world.lose(self.random.choice(busy), -signal.SIGSEGV)
+            for _ in range(6):
+                self.progress()
+            self.request()
+            self.world.turn()
+            check(self.world)
 
     def restart(self) -> None:
         link = self.world.fleet.links[self.random.choice(list(self.world.bells))]

@@ -46,6 +46,7 @@ COST = Figure("cpu", "us", Spread((4.0, 7.0, 5.0)), None, Target(6.0, on="ours")
 def test_a_ratio_is_taken_within_each_repeat() -> None:
     assert RATE.ratio == Spread((3.0, 1.0, 2.0))
     assert COST.ratio is None
+    assert replace(RATE, reference=Spread((100.0, 0.0, 120.0))).ratio == Spread((3.0, float("inf"), 2.0))
 
 
 def test_a_spread_keeps_the_order_of_its_values() -> None:
@@ -146,6 +147,7 @@ def test_the_roofline_runs_on_aligned_rows() -> None:
 
 # -- steady loads --------------------------------------------------------------------------------------------------
 
+ONE = np.ones(1, np.float32)
 NOTES = Notes(np.arange(4), np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.4, 0.3, 0.2, 0.1]))
 
 
@@ -178,7 +180,7 @@ def test_quantiles_of_notes_are_milliseconds() -> None:
 
 def test_picks_are_asked_for_once_each_in_their_order() -> None:
     client = Echo()
-    run = Run(client, ["c", "a", "b", "a"], [np.ones(1, np.float32)])  # type: ignore[arg-type]
+    run = Run(client, ["c", "a", "b", "a"], ONE, ONE)  # type: ignore[arg-type]
     run.lanes(3, 4)
     assert run.ended
     assert client.asked == ["c", "a", "b", "a"]
@@ -187,7 +189,7 @@ def test_picks_are_asked_for_once_each_in_their_order() -> None:
 
 
 def test_failures_are_counted_and_do_not_end_a_load() -> None:
-    run = Run(Echo(), ["m"], [np.full(1, 13, np.float32)])  # type: ignore[arg-type]
+    run = Run(Echo(), ["m"], 13 * ONE, ONE)  # type: ignore[arg-type]
     run.lanes(2, 40)
     assert run.ended
     assert (run.failed, len(run.seconds)) == (40, 0)
@@ -195,12 +197,17 @@ def test_failures_are_counted_and_do_not_end_a_load() -> None:
     assert len(run.errors) < 40
 
 
-def test_one_answer_in_32_is_kept_to_be_compared() -> None:
-    rows = [np.full(1, n, np.float32) for n in range(2)]
-    run = Run(Echo(), ["m"], rows)  # type: ignore[arg-type]
-    run.lanes(1, 100)
-    assert [number for number, _ in run.kept] == [0, 1, 0, 1]
-    assert wrong(run.kept, np.array([0, 1], np.float32)) == 0
+@pytest.mark.parametrize(("every", "checked"), [(1, 128), (32, 4)])
+def test_answers_are_compared(every: int, checked: int) -> None:
+    rows = np.arange(3, dtype=np.float32)
+    run = Run(Echo(), ["m"], rows, rows, every)  # type: ignore[arg-type]
+    run.lanes(1, 128)
+    run.compare()
+    assert (run.checked, run.wrong) == (checked, 0)
+    run = Run(Echo(), ["m"], rows, np.float32([0, 1, 5]), every)  # type: ignore[arg-type]
+    run.lanes(1, 128)
+    run.compare()
+    assert (run.checked, run.wrong) == (checked, checked // 3)
 
 
 # -- scenarios -----------------------------------------------------------------------------------------------------

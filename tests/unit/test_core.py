@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfpool.client.core import GRACE_SECONDS, Core
+from tfpool.client.ledger import MOST_LOSSES
 from tfpool.client.reply import Reply
 from tfpool.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from tfpool.shm.layout import Lease
 from tfpool.types import DType, dtype_of
 from tfpool.wire import messages
 from tfpool.wire.keys import OutputKey, RequestKey, Tensor, pack_output_key, unpack_request_key
-from tfpool.wire.messages import Group, Piece, Region, Verb
+from tfpool.wire.messages import Flag, Group, Piece, Region, Verb
 from tfpool.wire.tensors import Array, Buffer, take_array, to_buffers
 
 FAR = 1000.0
@@ -100,6 +101,7 @@ DIFFERENCES: list[dict[str, Any]] = [
     {"signature": "other"},
     {"priority": 1},
     {"deadline": FAR + 1},
+    {"soft": False},
     {"inputs": floats(3, 3)},
     {"inputs": floats(2, 4)},
     {"inputs": floats(2, 3).astype(np.float64)},
@@ -114,7 +116,7 @@ def test_requests_that_differ_do_not_share_a_group(core: Core, difference: dict[
         ask(core, **options)
     found = groups_of(core)
     assert [(g.first, g.count) for g, _, _ in found] == [(0, 2), (2, 1), (3, 1)]
-    same_key = set(difference) <= {"priority", "deadline"} or difference is DIFFERENCES[6]
+    same_key = set(difference) <= {"priority", "deadline", "soft"} or difference is DIFFERENCES[7]
     assert (found[0][0].key == found[1][0].key) == same_key
 
 
@@ -405,12 +407,112 @@ def test_a_lost_connection_fails_all_that_had_left(core: Core) -> None:
     assert group.first == 2, "ids are never used again"
 
 
+def gone(core: Core) -> None:
+    core.lost(Unavailable("gone"), again=True)
+
+
+def test_what_was_lost_is_asked_for_again_once_somebody_is_there(core: Core) -> None:
+    first, strict = ask(core, floats(2)), ask(core, floats(2) + 1, soft=False)
+    call = core.call("x", {"a": 1}, FAR)
+    core.flush(0.0)
+    gone(core)
+    later = ask(core, floats(2) + 2)
+    core.hold()
+    assert core.flush(1.0) == []
+    assert core.busy
+    core.resume()
+    calls, frames = core.flush(FAR - 10)
+    found, _ = sent(frames)
+    assert [group.flags for group, _, _ in found] == [Flag.SOFT | Flag.AGAIN, Flag.AGAIN, Flag.SOFT]
+    assert [array.tolist() for _, _, (array,) in found] == [[0, 1], [1, 2], [2, 3]]
+    assert [group.first for group, _, _ in found] == [4, 5, 6], "ids are never used again"
+    assert all(10_000 <= group.budget_ms <= 10_001 for group, _, _ in found), "what is left of the deadline"
+    again = messages.decode_call(messages.decode(bytes(calls[0]))[1])
+    assert (again.id, again.method, again.arguments, again.budget_ms) == (3, "x", {"a": 1}, 10_000)
+    core.receive(answer([Piece(0, 2, 2)], {"y": floats(4)}))
+    assert not first.done(), "nobody answers by the old ids any more"
+    core.receive(answer([Piece(4, 2, 2), Piece(6, 1, 2)], {"y": floats(6)}))
+    core.receive([messages.encode(Verb.RESULT, [3, "done"])])
+    assert [reply.result()["y"].tolist() for reply in (first, strict, later)] == [[0, 1], [2, 3], [4, 5]]
+    assert call.result() == "done"
+    assert not core.busy
+
+
+def test_what_was_lost_too_often_is_given_up(core: Core) -> None:
+    """It may be what ends the connections."""
+    reply = ask(core, floats(1))
+    for _ in range(MOST_LOSSES - 1):
+        core.flush(0.0)
+        gone(core)
+        assert not reply.done()
+        core.resume()
+    core.flush(0.0)
+    new = ask(core, floats(1))
+    gone(core)
+    with pytest.raises(Unavailable, match="gone"):
+        reply.result()
+    core.resume()
+    assert core.flush(0.0)
+    assert not new.done()
+
+
+def test_what_was_cancelled_or_answered_meanwhile_is_not_asked_for_again(core: Core) -> None:
+    answered, cancelled, held, kept = (ask(core, floats(1) + i) for i in range(4))
+    core.flush(0.0)
+    core.receive(answer([Piece(0, 1, 1)], {"y": floats(1)}))
+    assert cancelled.cancel()
+    core.withdraw(cancelled)
+    gone(core)
+    assert held.cancel()
+    core.withdraw(held)
+    core.resume()
+    ((group, _, (array,)),) = groups_of(core)
+    assert (group.count, array.tolist()) == (1, [3.0])
+    assert answered.done()
+    assert not kept.done()
+
+
+def test_what_is_held_has_a_deadline(core: Core) -> None:
+    left, call = ask(core, floats(1), deadline=1.0), core.call("x", {}, 1.0)
+    core.flush(0.0)
+    gone(core)
+    waiting, late = ask(core, floats(1), deadline=2.0), ask(core, floats(1), deadline=5.0)
+    core.hold()
+    assert core.next_expiry() <= 1.0 + GRACE_SECONDS
+    core.expire(1.5, "nobody is there")
+    for reply in (left, call):
+        with pytest.raises(DeadlineExceeded, match="no answer before the deadline: nobody is there"):
+            reply.result()
+    assert not waiting.done()
+    assert 2.0 <= core.next_expiry() <= 2.0 + GRACE_SECONDS
+    core.expire(3.0, "nobody is there")
+    assert waiting.done()
+    core.resume()
+    assert [group.count for group, _, _ in groups_of(core)] == [1]
+    assert not late.done()
+
+
+@pytest.mark.parametrize("resent_only", [True, False])
+def test_what_is_held_can_be_given_up(core: Core, resent_only: bool) -> None:
+    left = ask(core, floats(1))
+    core.flush(0.0)
+    gone(core)
+    new = ask(core, floats(1))
+    core.hold()
+    core.abandon(Unavailable("nobody"), resent_only)
+    assert isinstance(left.exception(), Unavailable)
+    assert new.done() == (not resent_only)
+    assert core.busy == resent_only
+
+
 def test_closing_fails_everything(core: Core) -> None:
+    held = ask(core, floats(1))
+    core.hold()
     left = ask(core, floats(1))
     core.flush(0.0)
     waiting = ask(core, floats(1))
     core.close()
-    for reply in (left, waiting):
+    for reply in (held, left, waiting):
         with pytest.raises(Cancelled):
             reply.result()
     assert not core.busy
@@ -447,6 +549,9 @@ class Store:
         region = Region(self._at, nbytes)
         self._at += (nbytes + 63) & -64
         return region
+
+    def read(self, regions: Iterable[Region]) -> list[Buffer]:
+        return [memoryview(self.memory)[region.offset : region.offset + region.nbytes] for region in regions]
 
     def take(self, region: Region, lease: Lease) -> Buffer:
         assert lease in self.live
@@ -539,17 +644,59 @@ def test_leases_end_with_the_last_word_of_the_broker(core: Core, outcome: str) -
     assert store.live == set()
 
 
-def test_references_into_a_lost_arena_are_not_sent_to_the_next_broker(core: Core) -> None:
-    """The arena goes with the connection: what was placed in it and has not left must fail, or travel otherwise."""
+def test_references_into_a_lost_arena_travel_as_frames(core: Core) -> None:
+    """The arena goes with the connection, whether what was placed in it had left or not; inputs are read before."""
     store = Store()
     core.attach(store)
-    reply = ask(core, LARGE)
-    core.lost(Unavailable("gone"))
+    left = ask(core, {"a": LARGE, "b": LARGE + 1})
+    core.flush(0.0)
+    waiting = ask(core, LARGE + 2)
+    gone(core)
     core.attach(None)
-    core.attach(Store())
-    frames = core.flush(0.0)
-    for header in frames:
-        for group, _, arrays in sent(header)[0]:
-            assert group.regions is None, "it would be read from memory that holds something else"
-            assert arrays[0].tolist() == LARGE.tolist()
-    assert frames or isinstance(reply.exception(), Unavailable)
+    other = Store()
+    core.attach(other)
+    core.resume()
+    (first, second) = groups_of(core)
+    assert [array.tolist() for array in first[2]] == [LARGE.tolist(), (LARGE + 1).tolist()]
+    assert second[2][0].tolist() == (LARGE + 2).tolist()
+    assert [group.regions for group, _, _ in (first, second)] == [None, None]
+    assert (first[0].flags, second[0].flags) == (Flag.SOFT | Flag.AGAIN, Flag.SOFT)
+    core.receive(answer([Piece(first[0].first, 1, len(LARGE))], {"y": LARGE}))
+    core.receive(answer([Piece(second[0].first, 1, len(LARGE))], {"y": LARGE}))
+    assert left.result()["y"].tolist() == waiting.result()["y"].tolist() == LARGE.tolist()
+    assert other.live == set()
+
+
+@given(st.lists(st.sampled_from(["ask", "flush", "answer", "refuse", "cancel", "lose", "expire"]), max_size=40))
+def test_no_lease_leaks_and_none_is_freed_twice(steps: list[str]) -> None:
+    """Whatever happens to references; the store raises where a lease is freed twice."""
+    core, store, replies, outcomes, clock = make_core(), Store(), [], [], 0.0
+    core.attach(store)
+    learned(core, store)
+    for step in steps:
+        clock += 1.0
+        if step == "ask":
+            replies.append(ask(core, LARGE, deadline=clock + 5))
+            replies[-1].add_done_callback(lambda reply: outcomes.append(id(reply)))
+        elif step == "flush":
+            core.flush(clock)
+        elif step in ("answer", "refuse"):
+            for number in list(core._ledger.sent)[:1]:
+                piece = Piece(number, 1, len(LARGE))
+                core.receive(answer([piece], {"y": LARGE}) if step == "answer" else error([(number, 1)], 8, "full"))
+        elif step == "cancel" and replies and replies[-1].cancel():
+            core.withdraw(replies[-1])
+        elif step == "lose":
+            gone(core)
+            core.attach(store := Store())
+            core.resume()
+        elif step == "expire":
+            core.expire(clock)
+    for reply in replies:
+        reply.cancel()
+    core.flush(clock)
+    for number in list(core._ledger.sent):
+        core.receive(error([(number, 1)], 1, "cancelled"))
+    assert store.live == set()
+    assert not core.busy
+    assert sorted(outcomes) == sorted(map(id, replies)), "one outcome each"

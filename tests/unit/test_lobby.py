@@ -23,7 +23,7 @@ class Front:
         self.admitted: list[int] = []
         self.refused: dict[int, TfpoolError] = {}
         self.again: TfpoolError | None = None
-        self.lobby = Lobby(self.admit, self.refuse)
+        self.lobby = Lobby(self.admit, self.refuse, 1 << 20)
 
     def admit(self, request: Request) -> None:
         if self.again is not None:

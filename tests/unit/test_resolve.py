@@ -86,7 +86,7 @@ def test_what_suits_passes(spec: SignatureSpec, request_key: RequestKey, fixed: 
 
 def serving(batchable: bool = True, mutates: bool = False) -> tuple[Resolver, Registry, Version]:
     registry = Registry()
-    settings = ModelSettings("m", "/m", batching=BatchingSettings(8, 2.0, (4, 8), 100, False), weight=3.0)
+    settings = ModelSettings("m", "/m", batching=BatchingSettings(8, 2.0, (4, 8), 100, pad=False), weight=3.0)
     version = registry.add_version(registry.add_model(settings), 1, "/m/1")
     version.signatures = (SignatureSpec("serving_default", "predict", (A,), (A,), batchable, mutates),)
     version.on["w"] = State.AVAILABLE
@@ -105,7 +105,7 @@ def test_one_queue_for_all_that_may_share_a_batch() -> None:
     assert first.spec.servable == version.key
     assert (first.spec.batchable, first.spec.retry, first.spec.by_rows) == (True, True, True)
     assert first.spec.policy == batch_policy(version.settings)
-    assert first.spec.policy == (8, 0.002, (4, 8), False, 100, 3.0)
+    assert first.spec.policy == (8, 0.002, (4, 8), False, 100, 3.0, 0.0, True, 0)
     assert resolver.resolve(b"2", key(a._replace(name=""))).spec is first.spec
     named = RequestKey("m", 1, "", "serving_default", (a,), True)
     assert resolver.resolve(b"3", named).spec is first.spec

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tfpool.broker.fleet import Link, WorkerState
-from tfpool.broker.registry import Goal, Model, Registry, State
+from tfpool.broker.registry import Crash, Goal, Model, Registry, State
 from tfpool.broker.rows import detailed_rows, model_rows, version_row, worker_row
 from tfpool.errors import FailedPrecondition, NotFound
 from tfpool.repository.states import Step
@@ -58,6 +58,7 @@ def test_what_is_known_of_a_version() -> None:
     version.on["v"], version.on["u"] = State.FAILED, State.LOADING
     version.memory_bytes, version.peak_bytes, version.load_seconds = 5, 7, 0.5
     version.goal, version.error = Goal.ON_DEMAND, FailedPrecondition("torn")
+    version.crashes, version.isolated = (Crash(1.0, 0), Crash(2.0, 1)), "w"
     assert version_row(model, version) == {
         "name": "m",
         "version": 1,
@@ -69,6 +70,8 @@ def test_what_is_known_of_a_version() -> None:
         "load_seconds": 0.5,
         "loaded": "on demand",
         "error": "torn",
+        "crashes": 2,
+        "isolated": True,
     }
 
 

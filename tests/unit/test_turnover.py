@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tfpool.broker.fleet import WorkerState
-from tfpool.errors import Unavailable
+from tfpool.broker.fleet import Link, WorkerState
+from tfpool.errors import NotFound, Unavailable
 from tfpool.repository.states import State
 from tfpool.settings import Loading
-from tfpool.testing.world import model, ready, settled
+from tfpool.testing.world import World, model, put, ready, settled
+from tfpool.testing.world_fakes import BASE, MIB
+from tfpool.testing.world_rules import check_rest
 
 
 def test_a_cold_model_waits_for_the_only_worker_to_be_replaced() -> None:
@@ -38,7 +40,8 @@ def test_a_drained_worker_leaves_nothing_behind_but_what_it_could_not_load() -> 
             world.step_once()
         assert world.turnover.step(link)
         assert name not in world.model().versions[1].on
-        link.state = WorkerState.READY
+        world.recycle(link)
+        world.settle()
     assert world.answered(settled(world, world.request("m"))) == 1
 
 
@@ -48,4 +51,107 @@ def test_a_worker_is_not_drained_of_what_nobody_else_can_take() -> None:
     with pytest.raises(Unavailable, match="no worker can take m:1"):
         world.turnover.vacate(link)
     assert link.state is WorkerState.READY
+    assert link in world.fleet.candidates()
     assert world.answered(settled(world, world.request("m"))) == 1
+
+
+def test_what_leaves_a_drained_worker_pushes_idle_models_out_elsewhere() -> None:
+    world = ready(model("m"), model("n"), memory=(BASE + 4 * MIB) * 10 // 9)
+    for name in "mn":
+        world.disk.sizes[f"/{name}/1"] = 3 * MIB
+    world.lose("w0")
+    world.lose("w1")
+    world.settle()
+    (worker,) = world.model("m").versions[1].serving()
+    (other,) = world.model("n").versions[1].serving()
+    assert worker != other
+    drained(world, worker)
+    assert world.model("m").versions[1].serving() == [other]
+    assert not world.model("n").versions[1].serving()
+
+
+def drained(world: World, name: str) -> Link:
+    """A worker that others have left."""
+    link = world.fleet.links[name]
+    world.turnover.vacate(link)
+    world.settle()
+    assert world.turnover.step(link)
+    world.settle()
+    return link
+
+
+def test_a_drained_worker_stays_so_when_it_dies() -> None:
+    world = ready(model("m"), model("n"), residue_limit=MIB)
+    link = drained(world, "w0")
+    world.lose("w0")
+    assert link not in world.fleet.candidates()
+    world.settle()
+    assert link.state is WorkerState.DRAINING
+    put(world, 2, name="m")
+    put(world, 2, name="n")
+    world.settle()
+    assert world.model("m").versions[2].serving() == world.model("n").versions[2].serving() == ["w1"]
+    world.recycle(link)
+    world.settle()
+    assert link.state is WorkerState.READY
+    assert link in world.fleet.candidates()
+
+
+def test_what_a_worker_loads_while_it_is_drained_leaves_too() -> None:
+    """It dies before others have taken all: what it would load again is not loaded there."""
+    world = ready(model("m"), model("n"))
+    link = world.fleet.links["w0"]
+    world.turnover.vacate(link)
+    world.lose("w0")
+    world.settle()
+    assert link.state is WorkerState.DRAINING
+    assert not any("w0" in v.on for v in world.registry.versions())
+    assert [world.answered(settled(world, world.request(name))) for name in "mn"] == [1, 1]
+
+
+def test_a_drained_worker_is_not_replaced_for_what_models_left_behind() -> None:
+    world = ready(model(), workers=2, residue_limit=MIB)
+    (name,) = world.model().versions[1].serving()
+    link = drained(world, name)
+    world.residence.unloaded(link, 999, BASE + 8 * MIB, BASE + 8 * MIB)
+    assert world.budget.residue(link) > MIB
+    assert not link.leaving
+    world.recycle(link)
+    world.settle()
+    world.residence.unloaded(link, 999, BASE + 8 * MIB, BASE + 8 * MIB)
+    assert link.leaving
+
+
+def test_a_worker_that_dies_in_a_swap_leaves_its_requests_another_try() -> None:
+    """Nobody holds the old version any more, though the model is there: that is no NotFound."""
+    world = ready(model(), workers=1)
+    running = world.request("m")
+    world.turn()
+    put(world, 2)
+    while not world.model().versions.get(2) or not world.model().versions[2].serving():
+        bell = world.bells["w0"]
+        assert bell is not None
+        if bell.slow:
+            world.work("w0")
+        else:
+            assert world.disk.looks or world.disk.jobs
+            world.step_once()
+        world.turn()
+    assert world.runs("w0")
+    world.lose("w0")
+    world.settle()
+    refused = world.refused(running)
+    assert isinstance(refused, Unavailable)
+    assert "worker w0 died while m:1 was being replaced" in refused.message
+    assert world.answered(settled(world, world.request("m"))) == 2
+    check_rest(world)
+
+
+def test_what_is_unloaded_by_hand_is_not_found_even_if_its_worker_dies() -> None:
+    world = ready(model(), workers=1)
+    running = world.request("m")
+    world.turn()
+    world.lifecycle.unload(world.model(), world.model().versions[1])
+    world.lose("w0")
+    world.settle()
+    assert isinstance(world.refused(running), NotFound)

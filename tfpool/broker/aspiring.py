@@ -20,7 +20,7 @@ def wanted_of(model: Model) -> set[int]:
 
 def may_go(model: Model, wanted: set[int], old: list[Version]) -> bool:
     """Whether nobody would miss old versions: new ones serve, or could as well as they do."""
-    if not any(version.on for version in old):
+    if not any(version.on or version.kept for version in old):
         return True
     new = [model.versions.get(number) for number in wanted]
     coming = [v for v in new if v is not None and v.settled]

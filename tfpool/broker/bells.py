@@ -12,11 +12,13 @@ from tfpool.broker.clients import Clients
 from tfpool.broker.effects import POOL_ARENA, Effects
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.gather import Outputs
+from tfpool.broker.inventory import Item
 from tfpool.broker.residence import Residence
-from tfpool.errors import Internal, from_code
+from tfpool.errors import Internal, ResourceExhausted, from_code
 from tfpool.repository.memo import Footprint
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
+from tfpool.scheduler.curves import Point
 from tfpool.scheduler.work import Batch
 from tfpool.shm.arena import Arena
 from tfpool.shm.doorbell import Doorbell
@@ -24,13 +26,14 @@ from tfpool.shm.layout import align
 from tfpool.telemetry import log
 from tfpool.types import DType, SignatureSpec, TensorSpec
 from tfpool.wire.keys import OutputKey, unpack_output_key
-from tfpool.wire.messages import Bell, unpack
+from tfpool.wire.messages import Bell, Control, unpack
 
 _KEYS_KEPT = 4096
 
 
 class Bells:
-    """The broker's side of all doorbells. ``watch`` is told of descriptors that come (True) and go (False)."""
+    """The broker's side of all doorbells. ``watch`` is told of descriptors that come (True) and go (False), ``died``
+    of workers that are lost, before anything of them is forgotten. ``tell`` speaks to the supervisor."""
 
     def __init__(
         self,
@@ -42,6 +45,8 @@ class Bells:
         effects: Effects,
         decide: Callable[[ev.Event], None],
         watch: Callable[[int, bool], None],
+        died: Callable[[Link], None],
+        tell: Callable[..., None],
     ) -> None:
         self._arena = arena
         self._scheduler = scheduler
@@ -51,6 +56,8 @@ class Bells:
         self._effects = effects
         self._decide = decide
         self._watch = watch
+        self._died = died
+        self._tell = tell
         self._output_keys: dict[bytes, OutputKey] = {}
         self._log = log.get("broker")
 
@@ -71,6 +78,7 @@ class Bells:
                 heard = link.bell.hear()
                 if heard is None:
                     return
+                link.heard = True
                 self._said(link, unpack(heard[0]), heard[1])
         except (EOFError, BrokenPipeError, ConnectionResetError):
             assert link is not None
@@ -83,9 +91,10 @@ class Bells:
             link.deaths += 1
             self._log.warning("worker.lost", worker=link.name, pid=link.pid)
         assert link.bell is not None
+        self._died(link)
         self._watch(link.bell.fileno(), False)
         self._fleet.detach(link)
-        self._residence.lost(link, crashed)
+        self._residence.lost(link)
         self._decide(ev.WorkerLost(link.name, "its process ended"))
 
     def _said(self, link: Link, message: list[Any], fds: list[int]) -> None:
@@ -99,7 +108,9 @@ class Bells:
             self._log.warning("batch.failed", worker=link.name, batch=batch, code=code, error=text)
             self._decide(ev.Broken(link.name, batch, 0.0, from_code(code, text)))
         elif verb == Bell.READY:
-            self._fleet.ready(link, *fields)
+            pid, rss, unique, base, inventory = fields
+            self._fleet.ready(link, pid, rss, unique, base, [Item(*item) for item in inventory])
+            self._tell(Control.READY, *link.holder)
             self._decide(ev.WorkerJoined(link.name, link.holder))
             self._residence.joined(link)
             self._log.info("worker.ready", worker=link.name, pid=link.pid)
@@ -113,20 +124,28 @@ class Bells:
             self._residence.load_failed(link, fields[0], from_code(fields[1], fields[2]))
         elif verb == Bell.UNLOADED:
             self._residence.unloaded(link, *fields)
-        else:
+        elif verb != Bell.BEAT:  # which says no more than that it is there
             raise Internal(f"worker {link.name} said {verb}")
 
     def _loaded(self, link: Link, handle: int, info: dict[str, Any]) -> None:
         found = Footprint(info["memory_bytes"], info["peak_bytes"], info["load_seconds"])
         signatures = tuple(_signature(fields) for fields in info["signatures"])
         self._residence.loaded(link, handle, found, signatures, info["skipped"])
+        version = self._residence.held(link, handle)
+        if version is not None:
+            curves = [[Point(*point) for point in curve] for curve in info["curves"]]
+            self._decide(ev.Measured(version.key, link.name, curves))
 
     def _done(self, link: Link, fields: list[Any], fds: list[int]) -> None:
         batch, begun, run_us, results = fields
         needed = max(sum(align(nbytes) for _, nbytes in places) for _, places, _ in results)
         run = run_us / 1e6
+        try:
+            spills = _spills(fds, wanted) if (wanted := sum(spilled for *_, spilled in results)) else []
+        except ResourceExhausted as error:
+            self._decide(ev.Broken(link.name, batch, run, error))
+            return
         actions = self._scheduler.handle(ev.Completed(link.name, batch, run, needed, begun), time.monotonic())
-        spills = [Arena(fd, os.fstat(fd).st_size) for fd in fds]
         if actions:
             rest = iter(spills)
             done = actions[0]
@@ -155,6 +174,24 @@ class Bells:
             return [self._arena.view] * count
         peers = [self._clients.peers.get(p.client) if p.reply is not None else None for p in batch.pieces]
         return [peer.arena.view if peer else self._arena.view for peer in peers]
+
+
+def _spills(fds: list[int], wanted: int) -> list[Arena]:
+    """The memory of outputs that had no room in theirs. Raises ResourceExhausted where it cannot be mapped, or the
+    kernel has dropped descriptors because this process has too many."""
+    spills: list[Arena] = []
+    why = f"got {len(fds)} of {wanted} descriptors"
+    try:
+        spills.extend(Arena(fd, os.fstat(fd).st_size) for fd in fds)
+        if len(fds) == wanted:
+            return spills
+    except OSError as error:
+        why = str(error)
+    for spill in spills:
+        spill.close()
+    for fd in fds[len(spills) :]:
+        os.close(fd)
+    raise ResourceExhausted(f"the outputs cannot be mapped: {why}")
 
 
 def _signature(fields: dict[str, Any]) -> SignatureSpec:

@@ -31,8 +31,11 @@ class Courier:
     def deliver(self, batch: Batch, results: Sequence[Outputs], run: float) -> None:
         """Answer every piece of a batch that took ``run`` seconds; in place, each piece has outputs of its own."""
         meter = self._meters.model(batch.spec.servable.name)
-        waited = batch.sent - batch.pieces[0].arrived
+        begun = batch.begun or batch.sent
+        waited = begun - batch.pieces[0].arrived
         timing = (int(waited * 1e6), int(run * 1e6), batch.rows)
+        if begun > batch.start_by:
+            meter.late_starts += sum(piece.count for piece in batch.pieces if piece.deadline < begun)
         meter.ran(batch.rows, run, waited, sum(piece.count for piece in batch.pieces))
         if batch.alone:
             for piece, outputs in zip(batch.pieces, results, strict=True):
@@ -59,7 +62,8 @@ class Courier:
             if piece.reply is None or not self._by_reference(piece, (begin, end), outputs, timing):
                 mine.setdefault(piece.client, []).append((piece, begin, end))
         for client, found in mine.items():
-            self._answer(client, found, outputs, timing)
+            waited = begun - found[0][0].arrived
+            self._answer(client, found, outputs, (int(waited * 1e6), *timing[1:]))
 
     def _answer(self, client: bytes, found: list[tuple[Segment, int, int]], outputs: Outputs, timing: Timing) -> None:
         if outputs.key.by_rows:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from tfpool.broker.inventory import Inventory, Item
 from tfpool.settings import WorkerSettings
 from tfpool.shm.doorbell import Doorbell
 from tfpool.wire.messages import Bell, pack
@@ -27,8 +29,10 @@ class Link:
     """One worker. ``loads`` wait for a free place among ``loading``; both hold handles. ``arenas`` are mapped there.
 
     Times are seconds, memory is bytes. ``base`` is what the empty worker had to itself; ``resident`` what each model
-    added, by handle; ``reserved`` what the loads under way may take; ``unloading`` has been told to go.
-    ``deaths`` counts the processes that died under this name.
+    added, by handle; ``reserved`` what the loads under way may take; ``unloading`` has been told to go; ``inventory``
+    is left of an earlier broker, and is ``resident`` by negative handles.
+    ``deaths`` counts the processes that died under this name. ``heard`` says that the worker has spoken since somebody
+    last looked; ``drained`` that nobody wants it to serve; ``kept_for`` is the version that it is kept for, or 0.
     """
 
     settings: WorkerSettings
@@ -41,6 +45,7 @@ class Link:
     unloading: set[int] = field(default_factory=set)
     resident: dict[int, int] = field(default_factory=dict)
     reserved: dict[int, int] = field(default_factory=dict)
+    inventory: Inventory = field(default_factory=Inventory)
     arenas: set[int] = field(default_factory=set)
     rss: int = 0
     unique: int = 0
@@ -49,6 +54,9 @@ class Link:
     busy_share: float = 0.0
     deaths: int = 0
     leaving: bool = False
+    heard: bool = False
+    drained: bool = False
+    kept_for: int = 0
 
     @property
     def name(self) -> str:
@@ -86,10 +94,12 @@ class Fleet:
         self.by_fd[bell.fileno()] = link
         return link
 
-    def ready(self, link: Link, pid: int, rss: int, unique: int) -> None:
-        """The worker may be given batches; its memory is that of an empty one."""
-        link.state = WorkerState.READY
-        link.pid, link.rss, link.unique, link.base = pid, rss, unique, unique
+    def ready(self, link: Link, pid: int, rss: int, unique: int, base: int, inventory: Iterable[Item]) -> None:
+        """The worker may be given batches; ``base`` was its memory when it was empty."""
+        link.state = WorkerState.DRAINING if link.drained else WorkerState.READY
+        link.pid, link.rss, link.unique, link.base = pid, rss, unique, base
+        link.inventory = Inventory(inventory)
+        link.resident.update((item.handle, item.nbytes) for item in link.inventory if item.nbytes is not None)
         self.epoch += 1
 
     def detach(self, link: Link) -> None:
@@ -103,10 +113,11 @@ class Fleet:
         link.leaving = False
         link.pid = link.rss = link.unique = link.base = 0
         link.busy_share = 0.0
+        link.inventory = Inventory()
         for held in (link.loads, link.loading, link.unloading, link.resident, link.reserved, link.arenas):
             held.clear()
 
     def candidates(self) -> list[Link]:
         """Workers that may be given models: all that are, or will be, ready."""
         out = (WorkerState.HALTED, WorkerState.DRAINING)
-        return [link for link in self.links.values() if link.leaving or link.state not in out]
+        return [link for link in self.links.values() if not link.drained and (link.leaving or link.state not in out)]

@@ -12,12 +12,12 @@ from tfpool.broker.meters import Meters
 from tfpool.broker.registry import NotLoaded, Version, usable
 from tfpool.broker.resolve import Resolved, Resolver
 from tfpool.broker.taps import Taps
-from tfpool.errors import InvalidArgument, TfpoolError
+from tfpool.errors import InvalidArgument, TfpoolError, Unavailable
 from tfpool.scheduler.events import Submit
 from tfpool.scheduler.work import Segment
 from tfpool.wire import messages
 from tfpool.wire.keys import RequestKey
-from tfpool.wire.messages import Call, Group, Hello
+from tfpool.wire.messages import Call, Flag, Group, Hello
 
 Refuse = Callable[[bytes, list[tuple[int, int]], TfpoolError, str], None]
 
@@ -87,7 +87,7 @@ class Intake:
                     raise refusal
                 request = Request(client, key, group, own, now)
                 try:
-                    events += self.admit(request)
+                    events += self.admit(request, now)
                 except NotLoaded as why:
                     park(why, request)
             except TfpoolError as error:
@@ -103,10 +103,18 @@ class Intake:
             raise InvalidArgument(f"predict: whole tensors have no rows, got {group.rows}")
         return key
 
-    def admit(self, request: Request) -> list[Submit]:
+    def admit(self, request: Request, now: float) -> list[Submit]:
         """Resolve a group. Raises a TfpoolError where it cannot be admitted, NotLoaded where it has to wait."""
         client, key, group, frames, arrived = request
         found = self._resolver.resolve(group.key, key)
+        deadline = request.deadline
+        if group.flags & Flag.SOFT:
+            slo_ms = (
+                found if isinstance(found, Resolved) else next(iter(found.parts.values()))
+            ).version.settings.slo_ms
+            if slo_ms is not None:
+                deadline = min(deadline, now + slo_ms / 1000)
+        row_bytes = 0
         if frames is None:
             check_regions(key, group)
             buffers: list[Any] = self._clients.buffers(client, group.regions or ())
@@ -114,6 +122,7 @@ class Intake:
         else:
             payload = check_frames(key, group, frames)
             buffers = list(frames)
+            row_bytes = sum(map(len, frames)) // (group.count * (group.rows or 1))
         if group.reply is not None:
             self._clients.check_reply(client, group.reply)
         segment = Segment(
@@ -121,7 +130,7 @@ class Intake:
             group.first,
             group.count,
             group.rows or 1,
-            request.deadline,
+            deadline,
             arrived,
             buffers,
             group.priority,
@@ -129,18 +138,19 @@ class Intake:
             payload,
             group.regions,
             group.reply if group.count == 1 else None,
+            row_bytes=row_bytes,
         )
         if isinstance(found, Resolved):
-            self._check_rows(found, group)
-            return self._submit(found, segment)
+            self._check(found, group)
+            return self._submit(found, segment, now)
         submits: list[Submit] = []
         for part in found.parts.values():
-            self._check_rows(part, group)  # a group is refused whole, or not at all
+            self._check(part, group)  # a group is refused whole, or not at all
         for version, count in found.spreader.apportion(group.count):
-            submits += self._submit(found.parts[version], segment.take(count))
+            submits += self._submit(found.parts[version], segment.take(count), now)
         return submits
 
-    def _submit(self, found: Resolved, segment: Segment) -> list[Submit]:
+    def _submit(self, found: Resolved, segment: Segment, now: float) -> list[Submit]:
         version = found.version
         self._hit(version, segment.count)
         if version.cold:
@@ -151,7 +161,11 @@ class Intake:
         return [Submit(found.spec, segment)]
 
     @staticmethod
-    def _check_rows(found: Resolved, group: Group) -> None:
+    def _check(found: Resolved, group: Group) -> None:
+        if group.flags & Flag.AGAIN and not found.spec.retry:
+            raise Unavailable(
+                "the connection was lost before the answer; the signature changes state, so it does not run again"
+            )
         if found.fixed_rows is not None and group.rows != found.fixed_rows:
             what, fixed = found.version.key, found.fixed_rows
             raise InvalidArgument(f"{what}: got {group.rows} rows, expected exactly {fixed}, which the signature fixes")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LONGEST_RETRY_SECONDS = 60.0
 UNBLOCK_SECONDS = 0.005
+SETTLING_SECONDS = 10.0
 
 
 class Lifecycle:
@@ -60,6 +61,7 @@ class Lifecycle:
         self._jobs: dict[Future[Any], Callable[[Future[Any]], None]] = {}
         self._retries: dict[int, Version] = {}
         self._next_unblock = 0.0
+        self._settled_by = clock() + SETTLING_SECONDS
         self._rostered = not notebook.has_root
         self._log = log.get("models")
 
@@ -136,6 +138,8 @@ class Lifecycle:
             known, version.mark = version.mark, seen.marks.get(number, version.mark)
             if known and known != version.mark:
                 self._changed(version)
+        for number in self.residence.adoption.numbers(seen.model) & (model.found.keys() - model.versions.keys()):
+            self._new(model, number).kept = True
         self.reconcile(model)
         self._registry.epoch += 1
         self._lobby.open(seen.model)
@@ -146,7 +150,10 @@ class Lifecycle:
             text = "its files have changed; what is loaded stays, a new version number would be served"
             self._log.warning("model.changed", model=version.key.name, version=version.key.version, note=text)
             return
-        version.failures = version.deaths = 0
+        version.failures = version.deaths = version.faults = 0
+        if version.stopped:
+            version.crashes = ()
+            self._notebook.loaded(version)
         version.described = False
         version.on.clear()
         self._describe(version)
@@ -193,14 +200,18 @@ class Lifecycle:
         for version in versions:
             self.retire(model, version)
 
-    def _new(self, model: Model, number: int) -> None:
+    def _new(self, model: Model, number: int) -> Version:
         version = self._registry.add_version(model, number, model.found[number])
         version.mark = model.marks.get(number, "")
-        if model.off or self._notebook.was_unloaded(version):
+        if self._was_unloaded(version):
             version.goal = Goal.OFF
         elif number in model.loaded_by_hand:
             version.goal = Goal.SERVE
         self._describe(version)
+        return version
+
+    def _was_unloaded(self, version: Version) -> bool:
+        return self._registry.models[version.key.name].off or self._notebook.was_unloaded(version)
 
     def _describe(self, version: Version) -> None:
         self.ask(partial(describe.describe, version.path), partial(self._described, version))
@@ -218,7 +229,8 @@ class Lifecycle:
         model = self._registry.models[version.key.name]
         replaces = any(other is not version and other.proven and other.on for other in model.versions.values())
         version.cold = version.goal is Goal.ON_DEMAND
-        if version.goal is Goal.SERVE or version.urgent or (replaces and version.cold):
+        version.kept = self.residence.adoption.wants(version, self._was_unloaded(version))
+        if version.kept or version.goal is Goal.SERVE or version.urgent or (replaces and version.cold):
             version.urgent = version.urgent or replaces
             self.residence.start(version)
         self._registry.epoch += 1
@@ -249,8 +261,10 @@ class Lifecycle:
         self._notebook.loaded(version)
         self._registry.epoch += 1
         failed = version.state is State.FAILED
+        if failed or version.stopped:
+            version.error, version.crashes = None, ()
         if failed:
-            version.error, version.deaths, version.failures = None, 0, 0
+            version.deaths = version.faults = version.failures = 0
             version.on.clear()
             self._retries.pop(version.handle, None)
         if version.described:
@@ -286,6 +300,7 @@ class Lifecycle:
     # -- how versions fare -------------------------------------------------------------------------------------
 
     def served(self, version: Version) -> None:
+        version.kept = False
         self._retries.pop(version.handle, None)
         self._lobby.open(version.handle)
         model = self._registry.models.get(version.key.name)
@@ -294,6 +309,7 @@ class Lifecycle:
 
     def failed(self, version: Version, error: TfpoolError, final: bool) -> None:
         version.failures += 1
+        version.kept = False
         self._registry.epoch += 1
         self._lobby.refuse(version.handle, failure(version))
         if not (final or version.staged or version.retired) and version.failures <= self._pool.load_retries:
@@ -330,6 +346,11 @@ class Lifecycle:
                 self.reload = None
         if self._retries:
             self._retry(now)
+        adoption = self.residence.adoption
+        if adoption.pending:
+            adoption.settling = now < self._settled_by
+            if self._rostered and not (adoption.settling and self._jobs):
+                adoption.sort_out(self._was_unloaded, self.residence.start)
 
     def _retry(self, now: float) -> None:
         for version in [v for v in self._retries.values() if v.retry_at <= now]:

@@ -34,6 +34,10 @@ class Request(NamedTuple):
     def rows(self) -> int:
         return self.group.count * max(1, self.group.rows)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(map(len, self.frames or ()))
+
 
 @dataclass(slots=True)
 class _Room:
@@ -42,14 +46,18 @@ class _Room:
 
 
 class Lobby:
-    """``admit`` takes requests once they can be resolved, ``refuse`` answers those that cannot."""
+    """``admit`` takes requests once they can be resolved, ``refuse`` answers those that cannot. Together they hold at
+    most ``budget`` bytes."""
 
     def __init__(
         self,
         admit: Callable[[Request], None],
         refuse: Callable[[bytes, list[tuple[int, int]], TfpoolError, str], None],
+        budget: int,
     ) -> None:
         self._admit = admit
+        self._budget = budget
+        self._held = 0
         self._refuse = refuse
         self._rooms: dict[Hashable, _Room] = {}
         self.expiry = NEVER
@@ -64,6 +72,11 @@ class Lobby:
         most = why.settings.batching.max_queue_rows
         if room.rows + request.rows > most:
             raise ResourceExhausted(f"{why.message}, and {room.rows} rows wait for it; max_queue_rows is {most}")
+        if self._held + request.nbytes > self._budget:
+            raise ResourceExhausted(
+                f"{why.message}, and {self._held} bytes wait for such models; queue_budget is {self._budget}"
+            )
+        self._held += request.nbytes
         self._rooms[why.room] = room
         room.requests.append(request)
         room.rows += request.rows
@@ -115,12 +128,15 @@ class Lobby:
             if not room.requests:
                 del self._rooms[handle]
             for request in gone:
+                self._held -= request.nbytes
                 if error is not None:
                     self._answer(request, error)
 
     def _empty(self, room: Hashable) -> list[Request]:
         left = self._rooms.pop(room, None)
-        return left.requests if left else []
+        requests = left.requests if left else []
+        self._held -= sum(request.nbytes for request in requests)
+        return requests
 
     def _answer(self, request: Request, error: TfpoolError) -> None:
         group = request.group

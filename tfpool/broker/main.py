@@ -10,12 +10,14 @@ import math
 import signal
 import socket
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
 import zmq
 
 from tfpool.broker.bells import Bells
+from tfpool.broker.blame import Blame
 from tfpool.broker.budget import Budget
 from tfpool.broker.clients import Clients
 from tfpool.broker.effects import Effects
@@ -35,8 +37,10 @@ from tfpool.broker.room import Room
 from tfpool.broker.shadow import Shadows
 from tfpool.broker.taps import Taps
 from tfpool.broker.turnover import Turnover
+from tfpool.broker.watchdog import Quiet, Watchdog
 from tfpool.repository.watcher import Watcher
 from tfpool.scheduler import events as ev
+from tfpool.scheduler.accounts import Limits
 from tfpool.scheduler.core import Scheduler
 from tfpool.settings import Settings
 from tfpool.shm.arena import Arena
@@ -47,6 +51,7 @@ from tfpool.wire.messages import Bell, Control, pack, unpack
 
 TICK_SECONDS = 1.0
 NEWS_SECONDS = 0.05  # progress looks at every version
+MEETING_SECONDS = 0.5
 SPIN_SECONDS = 150e-6
 LONGEST_AWAITED = 500e-6
 MAX_DRAINED_AT_ONCE = 256
@@ -56,16 +61,21 @@ _NOBLOCK, _EVENTS, _POLLIN = int(zmq.NOBLOCK), int(zmq.EVENTS), int(zmq.POLLIN)
 _MORE = _NOBLOCK | int(zmq.SNDMORE)
 
 
-def run(control: socket.socket, settings: Settings) -> None:
-    """Serve until the supervisor closes ``control`` or says stop."""
+def run(control: socket.socket, settings: Settings, outliving: Collection[str] = ()) -> None:
+    """Serve until the supervisor closes ``control`` or says stop. ``outliving`` are workers of a broker before."""
     log.configure("broker", settings.server.log_level, settings.server.log_format)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the supervisor decides when to stop
     broker = Broker(Doorbell(control, blocking=False), settings)
     try:
-        broker.serve()
+        broker.serve(outliving)
     finally:
         broker.close()
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What clients may have with the pool."""
+    return Limits(settings.server.client_rows, settings.server.client_bytes, settings.pool.queue_budget)
 
 
 class Broker:
@@ -77,7 +87,7 @@ class Broker:
         self._control = control
         self._log = log.get("broker")
         self._arena = Arena.create(settings.pool.shm_budget // MIN_BLOCK * MIN_BLOCK, "tfpool-arena")
-        self.scheduler = Scheduler(Layout(self._arena.nbytes))
+        self.scheduler = Scheduler(Layout(self._arena.nbytes), limits_of(settings))
         self.registry = Registry()
         self.fleet = Fleet(settings.workers)
         self.clients = Clients()
@@ -87,7 +97,7 @@ class Broker:
         self.notebook = Notebook(settings)
         self._budget = Budget(self.notebook.footprints, self.notebook.measured)
         self._watcher = Watcher(settings.pool.poll_s, settings.server.models_root)
-        self.lobby = Lobby(self.front.admit, self.effects.refuse)
+        self.lobby = Lobby(self.front.admit, self.effects.refuse, settings.pool.queue_budget)
         self.lifecycle = Lifecycle(
             self.registry, settings.pool, self._watcher, self.notebook, self.lobby, time.monotonic
         )
@@ -103,7 +113,9 @@ class Broker:
             self.recycle,
             self.lifecycle,
         )
-        self.turnover = Turnover(self.registry, room, self.residence)
+        self.turnover = Turnover(self.registry, self.fleet, room, self.residence)
+        self._blame = Blame(self.registry, self.scheduler, self.residence, self.turnover, self.notebook)
+        self._watchdog = Watchdog(self.fleet, self.scheduler, settings.pool, self.started)
         self._bells = Bells(
             self._arena,
             self.scheduler,
@@ -113,6 +125,8 @@ class Broker:
             self.effects,
             self.decide,
             self._watch,
+            self._blame.died,
+            self.tell,
         )
         self._resolver = Resolver(self.registry)
         self.recorder = Recorder()
@@ -130,10 +144,11 @@ class Broker:
         for watched in (self.front.public, self.front.admin, control.fileno(), self._watcher.fileno()):
             self._poller.register(watched, zmq.POLLIN)
 
-    def serve(self) -> None:
+    def serve(self, outliving: Collection[str]) -> None:
         for model in self.notebook.models():
             self.lifecycle.add(model)
         self.tell(Control.UP)
+        self._meet(outliving)
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -175,6 +190,25 @@ class Broker:
                 next_tick = now + TICK_SECONDS
                 self._tick()
 
+    def _meet(self, outliving: Collection[str]) -> None:
+        """Hear what workers hold of a broker before, for half a second at most: only then are models placed."""
+        deadline = time.monotonic() + MEETING_SECONDS
+        links = [self.fleet.links[name] for name in outliving]
+        while any(link.state is WorkerState.STARTING for link in links) and not self._stopped:
+            poller = zmq.Poller()
+            for fd in (self._control.fileno(), *self.fleet.by_fd):
+                poller.register(fd, zmq.POLLIN)
+            ready = poller.poll(max(0, math.ceil((deadline - time.monotonic()) * 1000)))
+            if not ready:
+                late = [link.name for link in links if link.state is WorkerState.STARTING]
+                self._log.warning("workers.late", workers=",".join(late))
+                return
+            for fd, _ in ready:
+                if fd == self._control.fileno():
+                    self._hear_supervisor()
+                else:
+                    self._bells.hear(self.fleet.by_fd.get(fd))
+
     def _poll(self, wake: float) -> list[tuple[Any, int]]:
         """What is ready, by ``wake`` (monotonic seconds) at the latest.
 
@@ -211,7 +245,7 @@ class Broker:
 
     def recycle(self, link: Link) -> None:
         """Have a worker finish what it was given and be replaced."""
-        link.state, link.leaving = WorkerState.DRAINING, True
+        link.state, link.leaving, link.drained = WorkerState.DRAINING, True, False
         self.decide(ev.Drain(link.name, True))
         self.tell(Control.RECYCLE, link.name)
         link.ring(Bell.STOP)
@@ -225,10 +259,7 @@ class Broker:
                 if verb == Control.WORKER:
                     self._bells.adopt(fields[0], fields[1], heard[1][0])
                 elif verb == Control.REAPED:
-                    link = self.fleet.links[fields[0]]
-                    if link.holder == (fields[0], fields[1]):
-                        self._bells.hear(link)  # its last words and its end of file may still be unread
-                    self.decide(ev.WorkerReaped((fields[0], fields[1])))
+                    self._reaped(*fields)
                 elif verb == Control.HALTED:
                     self.turnover.halted(self.fleet.links[fields[0]])
                 elif verb == Control.DRAIN:
@@ -236,6 +267,28 @@ class Broker:
                     self._log.info("broker.draining", rows=self.scheduler.waiting_rows())
         except EOFError:
             self._stopped = True
+
+    def _reaped(self, worker: str, generation: int, status: int, oom: bool) -> None:
+        link = self.fleet.links[worker]
+        if link.holder == (worker, generation):
+            self._bells.hear(link)  # its last words and its end of file may still be unread
+        self.decide(ev.WorkerReaped((worker, generation)))
+        self._blame.reaped(worker, generation, status, oom, time.monotonic())
+
+    def _look_after_workers(self, now: float) -> None:
+        """Give those up that are stuck, and tend those that should be left alone."""
+        for found in self._watchdog.look(now):
+            link = found.link
+            if isinstance(found, Quiet):
+                self._log.info("worker.quiet" if found.quiet else "worker.speaks", worker=link.name, pid=link.pid)
+                self.decide(ev.Drain(link.name, found.quiet or link.leaving))
+                continue
+            self._log.error("worker.hung", worker=link.name, pid=link.pid, why=found.why)
+            self.tell(Control.KILL, link.name, link.generation, found.why)
+            self._blame.died(link, found)
+            self._bells.lost(link)  # whoever waits for it need not wait for its end too
+        self._blame.look(now)
+        self.turnover.tend()
 
     def _watch(self, fd: int, watched: bool) -> None:
         if watched:
@@ -266,6 +319,7 @@ class Broker:
             self._busy_before[link.name] = link.busy
             if link.bell is not None and link.bell.waiting:
                 link.bell.flush()
+        self._look_after_workers(time.monotonic())
         self.recorder.expire(time.monotonic())
         self.taps.refresh()
         for queue in self._resolver.closed:

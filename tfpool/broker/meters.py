@@ -11,11 +11,15 @@ from tfpool.telemetry.histogram import Histogram
 
 @dataclass(slots=True)
 class ModelMeter:
-    """``requests`` were answered well, ``errors`` counts the others by code; ``rows`` and ``batches`` have run."""
+    """``requests`` were answered well, ``errors`` counts the others by code; ``rows`` and ``batches`` have run.
+
+    ``late_starts`` counts requests whose run began after their deadline: there should be none.
+    """
 
     requests: int = 0
     rows: int = 0
     batches: int = 0
+    late_starts: int = 0
     errors: dict[int, int] = field(default_factory=dict)
     queue_us: Histogram = field(default_factory=Histogram)
     run_us: Histogram = field(default_factory=Histogram)
@@ -37,6 +41,7 @@ class ModelMeter:
             "requests": self.requests,
             "rows": self.rows,
             "batches": self.batches,
+            "late_starts": self.late_starts,
             "errors": {Code(code).name: count for code, count in sorted(self.errors.items())},
             "queue_us": self.queue_us.snapshot(),
             "run_us": self.run_us.snapshot(),

@@ -25,7 +25,11 @@ def models(broker: Broker) -> list[dict[str, Any]]:
 def status(broker: Broker, model: str) -> list[dict[str, Any]]:
     """The rows of one model, with signatures and meters."""
     found = broker.registry.model(model)
-    return rows.detailed_rows(found, broker.meters.model(model).snapshot(), broker.shadows.meter(model))
+    detailed = rows.detailed_rows(found, broker.meters.model(model).snapshot(), broker.shadows.meter(model))
+    for row in detailed:
+        version = found.versions.get(row["version"])
+        row["curves"] = rows.curves(version, broker.scheduler) if version is not None else []
+    return detailed
 
 
 def metadata(broker: Broker, model: str, version: int = 0, label: str = "") -> dict[str, Any]:

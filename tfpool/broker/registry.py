@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.repository.states import USEFULNESS, State, Step, following
@@ -40,6 +40,17 @@ class NotLoaded(Unavailable):
         return self.version.handle if self.version is not None else self.settings.name
 
 
+class Stopped(FailedPrecondition):
+    """The error of a version that crashed workers, until somebody loads it again."""
+
+
+class Crash(NamedTuple):
+    """A worker was crashed: when (monotonic seconds), under requests that had died ``depth`` times before."""
+
+    when: float
+    depth: int
+
+
 @dataclass(slots=True)
 class Version:
     """One servable. ``on`` has its state on each worker that holds, loads or should load it.
@@ -48,8 +59,10 @@ class Version:
     has been read, which says what signatures are ``foreseen``, and the version's own batching parameters; ``proven``
     once it has served; ``cold`` while no worker holds it and none is to, so that a request must wake it; ``urgent``
     when its load may push others out of memory; ``retired`` when it is to go for good; ``staged`` while only a reload
-    knows it. ``deaths`` counts workers that died loading it, ``failures`` its failed loads in a row; ``retry_at`` is
-    when the next try is due (monotonic seconds).
+    knows it; ``kept`` while a worker seems to hold it from an earlier broker. ``deaths`` counts workers that died
+    loading it, ``faults`` those that this is known to have killed, and ``failures`` its failed loads in a row;
+    ``retry_at`` is when the next try is due (monotonic seconds). ``crashes`` are those of late; ``isolated`` names the
+    worker that it has to itself.
     """
 
     key: ModelKey
@@ -70,13 +83,17 @@ class Version:
     urgent: bool = False
     retired: bool = False
     staged: bool = False
+    kept: bool = False
     error: TfpoolError | None = None
     load_seconds: float | None = None
     memory_bytes: int | None = None
     peak_bytes: int | None = None
     deaths: int = 0
+    faults: int = 0
     failures: int = 0
     retry_at: float = 0.0
+    crashes: tuple[Crash, ...] = ()
+    isolated: str = ""
 
     @property
     def handle(self) -> int:
@@ -90,6 +107,10 @@ class Version:
         if self.error is not None:
             return State.FAILED
         return State.UNLOADED if self.described and self.goal is not Goal.SERVE else State.NEW
+
+    @property
+    def stopped(self) -> bool:
+        return isinstance(self.error, Stopped)
 
     @property
     def settled(self) -> bool:
@@ -244,8 +265,8 @@ class Registry:
     def _newest(self, model: Model) -> Version:
         """The newest version, but one before it that has served, while it has not yet."""
         versions = sorted(model.versions.values(), key=lambda v: v.key.version, reverse=True)
-        able = [v for v in versions if v.state is not State.FAILED and v.goal is not Goal.OFF]
-        proven = [v for v in able if v.proven]
+        able = [v for v in versions if v.state is not State.FAILED and v.goal is not Goal.OFF and not v.stopped]
+        proven = [v for v in able if v.proven or v.kept]
         for version in proven or able or versions:
             return usable(version)
         if not model.sighted:
@@ -255,7 +276,7 @@ class Registry:
 
 def usable(version: Version) -> Version:
     """The version itself. Raises the error that keeps it from serving."""
-    if version.state is State.FAILED:
+    if version.state is State.FAILED or version.stopped:
         raise failure(version)
     if version.goal is Goal.OFF:
         name, number = version.key.name, version.key.version
@@ -264,8 +285,11 @@ def usable(version: Version) -> Version:
 
 
 def failure(version: Version) -> TfpoolError:
-    """What requests for a version that could not be loaded are told."""
+    """What requests for a version that could not be loaded, or was stopped, are told."""
     why = version.error.message if version.error else "unknown"
+    if version.stopped:
+        again = f"tfpool load {version.key.name}:{version.key.version}"
+        return FailedPrecondition(f"{version.key} was {why}; `{again}` loads it again")
     kinds = (kind for kind in (ResourceExhausted, Unavailable) if isinstance(version.error, kind))
     return next(kinds, FailedPrecondition)(f"{version.key} failed to load: {why}")
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from tfpool.broker.adoption import Adoption
 from tfpool.broker.budget import Budget
 from tfpool.broker.fleet import Fleet, Link
+from tfpool.broker.inventory import order
 from tfpool.broker.registry import Goal, Registry, Version, failure
 from tfpool.broker.room import Room
-from tfpool.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted, TfpoolError
+from tfpool.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.placement.planner import place
 from tfpool.repository.memo import Footprint
 from tfpool.repository.states import State, Step
@@ -23,8 +25,6 @@ from tfpool.settings import PoolSettings
 from tfpool.telemetry import log
 from tfpool.types import SignatureSpec
 from tfpool.wire.messages import Bell
-
-MAX_LOAD_DEATHS = 2
 
 
 class Listener(Protocol):
@@ -64,6 +64,7 @@ class Residence:
         self._scheduler = scheduler
         self._decide = decide
         self._recycle = recycle
+        self.adoption = Adoption(registry, fleet, budget)
         self._listener = listener
         self._draining: dict[tuple[int, str], None] = {}
         self._blocked: dict[str, None] = {}
@@ -88,12 +89,16 @@ class Residence:
             version.cold = version.urgent = True  # it starts again once it is gone
             return
         version.cold = False
-        for name in place(
-            self._room.candidates(able, version), held, version.settings.replicas[0], version.memory_bytes
-        ):
+        wanted = version.settings.replicas[0]
+        fresh = [link for link in able if link.name not in held]
+        heirs = self.adoption.heirs(fresh, version)[: wanted - len(held)]
+        others = place(self._room.candidates(able, version), [*held, *heirs], wanted, version.memory_bytes)
+        for name in (*heirs, *others):
             version.on[name] = State.NEW
-            self._fleet.links[name].loads.append(version.handle)
-            self._next_loads(self._fleet.links[name])
+            link = self._fleet.links[name]
+            if not self.adoption.claim(link, version):
+                link.loads.append(version.handle)
+                self._next_loads(link)
 
     def wake(self, version: Version) -> None:
         """A request needs a version that is not in memory, or is about to leave it."""
@@ -125,7 +130,11 @@ class Residence:
                 self.start(version)
                 continue
             if self._budget.missing(link, version) > 0:
-                if version.urgent or self._scheduler.waiting(version.key):
+                asked = version.urgent or bool(self._scheduler.waiting(version.key))
+                if self.adoption.clutters(link, asked):
+                    self._blocked[link.name] = None
+                    return
+                if asked:
                     if not self._make_room(link, version):
                         self._blocked[link.name] = None
                         return
@@ -143,11 +152,7 @@ class Residence:
         if link.settings.memory is not None:
             link.reserved[version.handle] = self._budget.need(link, version)
         self._log.info("model.loading", model=version.key.name, version=version.key.version, worker=link.name)
-        options = {
-            "stateful": list(version.settings.stateful),
-            "sizes": list(version.settings.batching.allowed_batch_sizes),
-        }
-        link.ring(Bell.LOAD, version.handle, str(version.key), version.path, options)
+        link.ring(Bell.LOAD, version.handle, *order(version))
 
     def _postpone(self, link: Link, version: Version) -> None:
         """There is no room for a version that nobody has asked for yet."""
@@ -241,13 +246,16 @@ class Residence:
         link.unloading.add(version.handle)
         link.ring(Bell.UNLOAD, version.handle)
 
-    def left(self, version: Version) -> None:
-        """No worker holds a version any more."""
+    def left(self, version: Version, unanswered: TfpoolError | None = None) -> None:
+        """No worker holds a version any more; ``unanswered`` is for the last requests of one that was to go for good,
+        where its worker died before it had answered them."""
         version.on.clear()  # those that could not load it may try again
         if version.retired:
             self._budget.forget(version)
         if version.retired or version.goal is Goal.OFF:
-            self._decide(ev.ServableGone(version.key, NotFound(f"{version.key} has been unloaded")))
+            refusal = unanswered if version.retired else None
+            gone = NotFound(f"{version.key} has been unloaded")
+            self._decide(ev.ServableGone(version.key, refusal or gone))
         elif version.state is State.FAILED:
             self._decide(ev.ServableGone(version.key, failure(version)))
         elif version.cold and (version.urgent or self._scheduler.waiting(version.key)):
@@ -273,7 +281,7 @@ class Residence:
         if version is None or not version.step(link.name, Step.LOADED):
             self._next_loads(link)  # it has been told to go while it loaded
             return
-        version.error, version.deaths, version.failures = None, 0, 0
+        version.error, version.deaths, version.faults, version.failures = None, 0, 0, 0
         version.proven, version.urgent, version.cold = True, False, False
         version.load_seconds, version.memory_bytes, version.peak_bytes = found.load_seconds, found.nbytes, found.peak
         version.skipped = skipped
@@ -294,6 +302,11 @@ class Residence:
         self._listener.served(version)
         self._relieve(link, version)
         self._next_loads(link)
+
+    def held(self, link: Link, handle: int) -> Version | None:
+        """The version that a worker calls by this handle, if it serves it."""
+        version = self._registry.by_handle.get(handle)
+        return version if version is not None and link.name in version.serving() else None
 
     def gauged(self, link: Link, rss: int, unique: int) -> None:
         """A worker tells its memory."""
@@ -331,7 +344,8 @@ class Residence:
         if version is not None and version.step(link.name, Step.UNLOADED) and not version.held_by():
             self.left(version)
         residue = self._budget.residue(link)
-        if residue > self._pool.residue_limit and not link.loading and not link.unloading and not link.leaving:
+        busy = link.loading or link.unloading or link.leaving
+        if residue > self._pool.residue_limit and not busy and not link.drained:
             self._log.info("worker.residue", worker=link.name, bytes=residue)
             self._recycle(link)
         else:
@@ -343,6 +357,12 @@ class Residence:
         if not version.serving() and version.state is State.FAILED:
             self._give_up(version, error, final)
 
+    def stop(self, version: Version, error: TfpoolError) -> None:
+        """Take a version out of service: what waits is refused, what runs may end. Only a load brings it back."""
+        version.error = error
+        self.drain(version, failure(version))
+        self._give_up(version, error, final=True)
+
     def _give_up(self, version: Version, error: TfpoolError, final: bool) -> None:
         version.error = error
         self._registry.epoch += 1
@@ -352,24 +372,27 @@ class Residence:
     # -- workers come and go -----------------------------------------------------------------------------------
 
     def joined(self, link: Link) -> None:
-        """A worker is ready: it loads what it should hold."""
+        """A worker is ready: it loads what it should hold, and has not kept from an earlier broker."""
         for version in self._registry.versions():
-            if version.on.get(link.name) is State.NEW and version.handle not in link.loads:
-                link.loads.append(version.handle)
+            if version.on.get(link.name) is State.NEW:
+                adopted = self.adoption.claim(link, version)
+                if adopted and version.handle in link.loads:
+                    link.loads.remove(version.handle)
+                elif not adopted and version.handle not in link.loads:
+                    link.loads.append(version.handle)
+        self.adoption.came(link)
         self._next_loads(link)
 
-    def lost(self, link: Link, crashed: bool) -> None:
-        """A worker died; its replacement will load its models again, but for those that kill it."""
+    def lost(self, link: Link) -> None:
+        """A worker died; its replacement will load its models again."""
         for version in self._registry.versions():
             state = version.on.get(link.name)
-            if state is None or not version.step(link.name, Step.LOST):
-                continue
-            if crashed and state in (State.LOADING, State.WARMING):
-                version.deaths += 1
-                if version.deaths >= MAX_LOAD_DEATHS:
-                    version.step(link.name, Step.FAIL)
-                    why = f"loading {version.path} killed {version.deaths} workers"
-                    self._failed(version, Internal(why), final=True)
-            elif state is State.DRAINING and not version.held_by():
-                self.left(version)
+            lost = state is not None and version.step(link.name, Step.LOST)
+            if lost and state is State.DRAINING and not version.held_by():
+                self.left(version, Unavailable(f"worker {link.name} died while {version.key} was being replaced"))
         self._registry.epoch += 1
+
+    def load_killed(self, version: Version, worker: str, why: str) -> None:
+        """The load of a version has killed its worker, and shall not be tried there again."""
+        if version.step(worker, Step.FAIL):
+            self._failed(version, Internal(why), final=True)

@@ -140,6 +140,9 @@ def batch_policy(settings: ModelSettings) -> BatchPolicy:
         batching.pad,
         batching.max_queue_rows,
         settings.weight,
+        batching.max_queue_ms / 1000,
+        batching.fair_clients,
+        settings.priority,
     )
 
 

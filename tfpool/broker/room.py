@@ -29,6 +29,9 @@ class Room:
         """
         pins = version.settings.pin
         links = [link for link in self._fleet.candidates() if not pins or link.name in pins]
+        links = [link for link in links if link.kept_for in (0, version.handle)]
+        if version.isolated:
+            links = [link for link in links if link.kept_for]
         if not links:
             raise Unavailable(f"no worker can take {version.key}")
         refusals: list[ResourceExhausted] = []

@@ -8,6 +8,7 @@ from typing import Any
 from tfpool.broker.fleet import Link
 from tfpool.broker.registry import Model, Version
 from tfpool.repository.states import State
+from tfpool.scheduler.core import Scheduler
 from tfpool.settings import format_split
 from tfpool.types import SignatureSpec
 
@@ -31,6 +32,8 @@ def version_row(model: Model, version: Version) -> dict[str, Any]:
     row["load_seconds"] = version.load_seconds
     row["loaded"] = version.goal.value
     row["error"] = version.error.message if version.error else None
+    row["crashes"] = len(version.crashes)
+    row["isolated"] = bool(version.isolated)
     return row
 
 
@@ -48,6 +51,21 @@ def detailed_rows(model: Model, meters: dict[str, Any], shadow: dict[str, Any] |
         row["meters"] = meters
         row["shadow"] = shadow
     return rows
+
+
+def curves(version: Version, scheduler: Scheduler) -> list[dict[str, Any]]:
+    """The latency curves of a version: milliseconds by rows, and the largest batch that is worth its time."""
+    most, sizes = version.settings.batching.max_batch_size, version.settings.batching.allowed_batch_sizes
+    return [
+        {
+            "signature": signature.name,
+            "worker": worker,
+            "best_rows": curve.knee(most, sizes) if signature.batchable else 1,
+            "points": [[round(point.rows, 1), round(point.seconds * 1000, 4)] for point in curve.points],
+        }
+        for index, signature in enumerate(version.signatures)
+        for worker, curve in sorted(scheduler.estimates.curves(version.key, index).items())
+    ]
 
 
 def worker_row(link: Link, versions: Iterable[Version]) -> dict[str, Any]:

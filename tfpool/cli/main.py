@@ -7,7 +7,9 @@ import click
 from tfpool import __version__
 from tfpool.cli.admin import drain, load, restart, shutdown, unload
 from tfpool.cli.check import check
+from tfpool.cli.keygen import keygen
 from tfpool.cli.models import add, label, reload, remove, shadow
+from tfpool.cli.output import duration
 from tfpool.cli.predict import predict
 from tfpool.cli.reading import models, queues, wait, workers
 from tfpool.cli.record import record
@@ -27,7 +29,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except TfpoolError as error:
-            click.echo(f"error: {error.code.name}: {error.message}", err=True)
+            later = "" if error.retry_after is None else f" (retry after {duration(error.retry_after)})"
+            click.echo(f"error: {error.code.name}: {error.message}{later}", err=True)
             ctx.exit(1)
 
 
@@ -53,5 +56,6 @@ for command in (
     *(models, status, workers, queues, top),
     *(load, unload, add, remove, reload, label, shadow, record),
     *(drain, restart, shutdown),
+    keygen,
 ):
     main.add_command(command)

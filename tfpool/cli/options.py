@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
 
 PROBE_SECONDS = 3.0
+_KEYS = "tfpool.keys"
 
 
 class ModelRef(NamedTuple):
@@ -62,19 +63,37 @@ def seconds(text: str) -> float:
     return value
 
 
-connect_option: Option[Any] = click.option(
-    "--connect", metavar="ENDPOINT", help="The pool: ipc://PATH or tcp://HOST:PORT.  [env: TFPOOL_ENDPOINT]"
-)
+def connect_option(command: F) -> F:
+    """``--connect``, and ``--keys``, which goes to :func:`open_client` without a word of the command's."""
+    connect = click.option(
+        "--connect", metavar="ENDPOINT", help="The pool: ipc://PATH or tcp://HOST:PORT.  [env: TFPOOL_ENDPOINT]"
+    )
+    keys = click.option(
+        "--keys",
+        metavar="FILE",
+        expose_value=False,
+        callback=_keep_keys,
+        help="Your key file, for tcp endpoints that ask for keys.  [env: TFPOOL_KEYS]",
+    )
+    return connect(keys(command))
+
+
+def _keep_keys(context: click.Context, _: click.Parameter, path: str | None) -> None:
+    context.meta[_KEYS] = path
+
+
 admin_option: Option[Any] = click.option(
     "--admin", metavar="ENDPOINT", help="The pool's admin endpoint.  [env: TFPOOL_ADMIN]"
 )
 json_option: Option[Any] = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
-def timeout_option(default: float) -> Option[Any]:
-    """``--timeout``, in seconds."""
+def timeout_option(default: float | None, shown: str | None = None) -> Option[Any]:
+    """``--timeout``, in seconds; ``shown`` says what a default of None means."""
     help_text = "Give up after this many seconds."
-    return click.option("--timeout", type=seconds, default=default, show_default=True, metavar="S", help=help_text)
+    return click.option(
+        "--timeout", type=seconds, default=default, show_default=shown or True, metavar="S", help=help_text
+    )
 
 
 def open_client(connect: str | None, admin: str | None = None, *, probe: bool = True) -> Client:
@@ -88,7 +107,8 @@ def open_client(connect: str | None, admin: str | None = None, *, probe: bool = 
         raise Unavailable(f"no pool listens on {endpoint}; start one with 'tfpool serve', or say --connect")
     from tfpool.client.sync import Client
 
-    return Client(connect, admin=admin)
+    context = click.get_current_context(silent=True)
+    return Client(connect, admin=admin, keys=context.meta.get(_KEYS) if context else None)
 
 
 def listens(endpoint: str) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import click
 
 from tfpool.cli.options import ModelRef, connect_option, json_option, model_ref, named_path, open_client, timeout_option
-from tfpool.cli.output import duration, plain, print_json
+from tfpool.cli.output import counted, duration, plain, print_json
 from tfpool.errors import InvalidArgument
 
 _SHOWN = 1000
@@ -43,7 +43,7 @@ _SHOWN = 1000
     "-o", "--output", "directory", type=click.Path(), metavar="DIR", help="Write each output to DIR/NAME.npy."
 )
 @connect_option
-@timeout_option(30.0)
+@timeout_option(None, "30, and the model's own deadline")
 @json_option
 def predict(
     model: ModelRef,
@@ -54,7 +54,7 @@ def predict(
     text: str | None,
     directory: str | None,
     connect: str | None,
-    timeout: float,
+    timeout: float | None,
     as_json: bool,
 ) -> None:
     """Run a model on one request.
@@ -79,19 +79,22 @@ def predict(
     inputs = _from_files(files) if files else _from_json(text or "")
     with open_client(connect) as client:
         started = time.monotonic()
-        outputs = client.predict(
+        reply = client.submit(
             model.name, inputs, version=wanted, label=label or "", signature=signature, timeout=timeout
         )
+        outputs = reply.result()
         seconds = time.monotonic() - started
+    waited, ran, rows = reply.timing or (0, 0, 0)
     paths = {name: _write(directory, name, array) for name, array in outputs.items()} if directory else {}
     if as_json:
-        _print_document(model.name, outputs, paths, seconds)
+        _print_document(model.name, outputs, paths, (seconds, waited / 1e6, ran / 1e6), rows)
         return
     for name, array in outputs.items():
         click.echo(f"{name}: {_dtype(array)} {list(array.shape)}" + (f" -> {paths[name]}" if paths else ""))
         if not paths:
             click.echo(_readable(array))
-    click.echo(f"answered in {duration(seconds)}", err=True)
+    parts = f"waited {duration(waited / 1e6)}, ran {duration(ran / 1e6)} in a batch of {counted(rows, 'row')}"
+    click.echo(f"answered in {duration(seconds)}: {parts}", err=True)
 
 
 # -- inputs --------------------------------------------------------------------------------------------------------
@@ -174,8 +177,12 @@ def _write(directory: str, name: str, array: Any) -> str:
     return path
 
 
-def _print_document(model: str, outputs: Mapping[str, Any], paths: Mapping[str, str], seconds: float) -> None:
-    document: dict[str, Any] = {"model": model, "seconds": round(seconds, 6)}
+def _print_document(
+    model: str, outputs: Mapping[str, Any], paths: Mapping[str, str], times: tuple[float, float, float], rows: int
+) -> None:
+    names = ("seconds", "queue_seconds", "run_seconds")
+    document: dict[str, Any] = {"model": model, **{n: round(t, 6) for n, t in zip(names, times, strict=True)}}
+    document["batch_rows"] = rows
     document["dtypes"] = {name: _dtype(array) for name, array in outputs.items()}
     document["shapes"] = {name: list(array.shape) for name, array in outputs.items()}
     if paths:

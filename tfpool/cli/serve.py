@@ -68,7 +68,9 @@ def _setting(text: str) -> tuple[str, Any]:
 @click.option("--threads-per-worker", type=click.IntRange(1), metavar="N", help="[default: a worker's CPUs]")
 @click.option("--memory-budget", metavar="SIZE", help="Memory of all workers together, such as 8GiB.")
 @click.option("--shm-budget", metavar="SIZE", help="Shared memory for batches.  [default: 128MiB]")
-@click.option("--insecure", is_flag=True, help="Allow tcp endpoints that other hosts can reach.")
+@click.option("--curve-key", type=click.Path(), metavar="FILE", help="The server's key, of 'tfpool keygen': for tcp.")
+@click.option("--authorized-keys", type=click.Path(), metavar="FILE", help="The clients that get in over tcp.")
+@click.option("--insecure", is_flag=True, help="Allow tcp endpoints that other hosts can reach, without keys.")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -92,6 +94,8 @@ def serve(
     threads_per_worker: int | None,
     memory_budget: str | None,
     shm_budget: str | None,
+    curve_key: str | None,
+    authorized_keys: str | None,
     insecure: bool,
     log_level: str | None,
     log_format: str | None,
@@ -132,6 +136,8 @@ def serve(
         "threads_per_worker": threads_per_worker,
         "memory_budget": memory_budget,
         "shm_budget": shm_budget,
+        "curve_key": curve_key,
+        "authorized_keys": authorized_keys,
         "insecure": True if insecure else None,
         "log_level": log_level,
         "log_format": log_format,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial, update_wrapper
@@ -36,9 +37,14 @@ class AsyncClient:
     """Like :class:`tfpool.Client`, for ``async with`` and ``await``. One instance belongs to one event loop."""
 
     def __init__(
-        self, endpoint: str | None = None, *, admin: str | None = None, timeout: float = DEFAULT_TIMEOUT
+        self,
+        endpoint: str | None = None,
+        *,
+        admin: str | None = None,
+        keys: str | os.PathLike[str] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self._client = Client(endpoint, admin=admin, timeout=timeout)
+        self._client = Client(endpoint, admin=admin, keys=keys, timeout=timeout)
         self._done: deque[tuple[asyncio.Future[Any], Reply]] = deque()
         self._called = False
 

@@ -70,6 +70,10 @@ class ClientArena:
             at += align(len(buffer))
         return regions, room, leases
 
+    def read(self, regions: Iterable[Region]) -> list[Buffer]:
+        """What was put there."""
+        return [self._arena.view[region.offset : region.offset + region.nbytes] for region in regions]
+
     def take(self, region: Region, lease: Lease) -> Buffer:
         """Outputs in a region of ``lease``, which lasts until the last user of these bytes has gone."""
         buffer = np.frombuffer(self._arena.view[region.offset : region.offset + region.nbytes], np.uint8)
@@ -82,7 +86,15 @@ class ClientArena:
         """End leases; it may be called from anywhere, finalizers included."""
         self._freed.extend(leases)
 
+    def retire(self) -> None:
+        """No broker shares it any more: its memory stays for those only who still have something there."""
+        with self._lock:
+            self.accepted = False
+            fd, self._arena.fd = self._arena.fd, -1
+        os.close(fd)
+
     def close(self) -> None:
+        """Nobody may use it any more, but for the outputs that were taken."""
         self._arena.close()
 
     def _lease(self, nbytes: int) -> Lease | None:

@@ -1,4 +1,4 @@
-"""One connection to a broker: the socket, and whose turn it is to use it.
+"""One client's way to a broker: whose turn it is to use the socket.
 
 A thread that waits for its reply drives the socket itself, when nobody else does (leader); the others wait and are
 woken when their reply is there, or when it is their turn to lead. Futures that nobody waits for are driven by
@@ -8,39 +8,36 @@ and what several have queued meanwhile leaves together.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
-from contextlib import suppress
-from typing import Any
 
-import zmq
-
-from tfpool.client.arena import ClientArena
 from tfpool.client.core import Core
 from tfpool.client.ledger import GRACE_SECONDS
+from tfpool.client.link import Link
 from tfpool.client.reply import Reply
-from tfpool.errors import FailedPrecondition, TfpoolError, Unavailable
-from tfpool.telemetry import log
-from tfpool.wire.messages import Verb
+from tfpool.client.session import Session
+from tfpool.errors import FailedPrecondition
+from tfpool.keys import read_client_keys
 
 CROSSOVER_BYTES = 64 << 10
+LINGER_MS = 200
 _LONGEST_POLL = 0.5
-# as plain numbers: arithmetic on pyzmq's enums costs microseconds a message
-_NOBLOCK, _EVENTS, _POLLIN = int(zmq.NOBLOCK), int(zmq.EVENTS), int(zmq.POLLIN)
-_MORE = _NOBLOCK | int(zmq.SNDMORE)
 
 
 class Connection:
-    """A DEALER socket to ``endpoint`` and the requests on it."""
+    """The requests to an endpoint, and the threads that wait for them.
 
-    def __init__(self, endpoint: str, crossover: int = CROSSOVER_BYTES) -> None:
-        self.endpoint = endpoint
+    ``keys`` is a key file, for tcp. With ``again``, what was in flight when the connection was lost is asked for again.
+    """
+
+    def __init__(self, endpoint: str, keys: str | None = None, again: bool = True) -> None:
+        """Raises the errors of a key file that is not as it should be."""
         self._pid = os.getpid()
-        self._local = endpoint.startswith("ipc://")
-        self._store: ClientArena | None = None
-        self.core = Core(self._waited, crossover, self._flush)
+        wanted = keys if endpoint.startswith("tcp://") else None
+        self._link = Link(endpoint, read_client_keys(wanted) if wanted else None)
+        self.core = Core(self._waited, CROSSOVER_BYTES, self._flush)
+        self._session = Session(self._link, self.core, again, time.monotonic())
         self._io = threading.Lock()
         self._starting = threading.Lock()
         self._leader = 0
@@ -48,18 +45,7 @@ class Connection:
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ringing = False
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.RECONNECT_IVL, 20)):
-            self._socket.setsockopt(option, value)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self._socket.connect(endpoint)
-        self._poller = zmq.Poller()
-        for watched in (self._socket, self._monitor, self._wake):
-            self._poller.register(watched, zmq.POLLIN)
 
     # -- from any thread ---------------------------------------------------------------------------------------
 
@@ -96,23 +82,13 @@ class Connection:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        os.eventfd_write(self._wake, 1)
+        self._link.ring()
         self._wanted.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         with self._io:
-            if self._store is not None:
-                self.core.note(Verb.BYE, None)
-            with suppress(zmq.ZMQError):
-                self._flush()
-            self.core.close()
-            self._socket.disable_monitor()
-            self._monitor.close(0)
-            self._socket.close(200)
-            self._context.term()
-            os.close(self._wake)
-            if self._store is not None:
-                self._store.close()
+            self._session.close(time.monotonic(), LINGER_MS)
+            self._link.close()
 
     # -- whose turn it is --------------------------------------------------------------------------------------
 
@@ -154,7 +130,7 @@ class Connection:
         """Have the leader flush."""
         if not self._ringing:
             self._ringing = True
-            os.eventfd_write(self._wake, 1)
+            self._link.ring()
 
     def _hand_over(self) -> None:
         """The leader leaves: somebody else must go on, if anything is due."""
@@ -194,74 +170,28 @@ class Connection:
 
     def _pump(self, reply: Reply | None, give_up: float | None) -> None:
         """Send what waits and take in what comes, until ``reply`` is resolved (None: until nothing is due)."""
-        core, sock = self.core, self._socket
+        core, session, link = self.core, self._session, self._link
         while not self._closed:
             self._ringing = False
             now = time.monotonic()
-            self._flush(now)
+            if now >= session.due:
+                session.tend(now)
+            session.flush(now)
             if now >= core.next_expiry():
-                core.expire(now)
+                core.expire(now, session.trouble)
             if not reply.pending if reply is not None else not core.busy:
                 return
             until = min(now + _LONGEST_POLL, core.next_expiry())
+            if not session.up:
+                until = min(until, session.due)
             if give_up is not None:
                 if now >= give_up:
                     return
                 until = min(until, give_up)
-            for watched, _ in self._poller.poll(math.ceil(max(0.0, until - now) * 1000)):
-                if watched is sock:
-                    self._receive()
-                elif watched is self._monitor:
-                    self._monitored()
-                else:
-                    with suppress(BlockingIOError):
-                        os.eventfd_read(self._wake)
+            if link.wait(until - now):
+                session.receive()
+            if link.changed:
+                session.tend(time.monotonic())
 
-    def _flush(self, now: float | None = None) -> None:
-        for frames in self.core.flush(time.monotonic() if now is None else now):
-            for frame in frames[:-1]:
-                self._socket.send(frame, _MORE)
-            self._socket.send(frames[-1], _NOBLOCK)
-
-    def _receive(self) -> None:
-        sock, core = self._socket, self.core
-        while sock.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]
-            frames = sock.recv_multipart(_NOBLOCK)
-            try:
-                accepted = core.receive(frames)
-            except (TfpoolError, ValueError, TypeError, IndexError) as error:
-                log.get("client").warning("answer.unreadable", error=error)
-                continue
-            if accepted is not None and self._store is not None:
-                self._store.accepted = accepted
-
-    def _monitored(self) -> None:
-        """The connection came up: offer an arena; or went down: what was in flight is lost."""
-        from zmq.utils.monitor import recv_monitor_message
-
-        with suppress(zmq.Again):
-            while True:
-                event: Any = recv_monitor_message(self._monitor, zmq.NOBLOCK)
-                if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    self._offer()
-                elif event["event"] == zmq.EVENT_DISCONNECTED:
-                    self._receive()  # what was answered before
-                    self.core.lost(Unavailable(f"the connection to {self.endpoint} was lost"))
-                    self._drop_store()
-
-    def _offer(self) -> None:
-        if not self._local or self._store is not None:
-            return
-        try:
-            self._store = ClientArena()
-        except TfpoolError as error:
-            log.get("client").info("arena.none", error=error)
-            return
-        self.core.attach(self._store)
-        self.core.note(Verb.HELLO, self._store.offer())
-
-    def _drop_store(self) -> None:
-        if self._store is not None:
-            self.core.attach(None)
-            self._store.close()
-            self._store = None
+    def _flush(self) -> None:
+        self._session.flush(time.monotonic())

@@ -5,6 +5,8 @@ Requests wait in an outbox until the driver flushes it; those next to each other
 
 Large tensors may be handed over by reference: ``store`` is then given the array and answers with the regions of this
 client's arena that hold it.
+
+While nobody is there to send them to, requests are held, with those that a lost connection has given back.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 
 from tfpool.client.ledger import GRACE_SECONDS, Ledger, Store
 from tfpool.client.reply import PENDING, Reply
-from tfpool.errors import Cancelled, InvalidArgument, TfpoolError, Unavailable
+from tfpool.errors import Cancelled, InvalidArgument, TfpoolError
 from tfpool.shm.layout import align
 from tfpool.types import DType, dtype_of
 from tfpool.wire import messages
@@ -64,7 +66,7 @@ class Core:
     @property
     def busy(self) -> bool:
         """Whether anything waits to leave, or for an answer."""
-        return self.unsent or bool(self._ledger.sent or self._ledger.calls)
+        return self.unsent or bool(self._ledger.sent or self._ledger.calls or self._ledger.held)
 
     @property
     def unsent(self) -> bool:
@@ -87,8 +89,10 @@ class Core:
         signature: str = "",
         rows: bool = True,
         priority: int = 0,
+        soft: bool = True,
     ) -> Reply:
-        """Queue one request; ``inputs`` is a mapping of arrays, or one array. ``deadline`` is monotonic seconds.
+        """Queue one request; ``inputs`` is a mapping of arrays, or one array. ``deadline`` is monotonic seconds, and
+        ``soft`` where it is only how long the caller waits: the model's own then counts too.
 
         Raises InvalidArgument for what is no tensor.
         """
@@ -99,9 +103,11 @@ class Core:
                 reply = Reply(self, entry, count, deadline, inputs.tobytes())
                 if priority:
                     reply.priority = priority
+                if not soft:
+                    reply.flags = 0
                 self._outbox.append(reply)
                 return reply
-        return self._submit(model, inputs, deadline, version, label, signature, rows, priority)
+        return self._submit(model, inputs, deadline, version, label, signature, rows, priority, soft)
 
     def _submit(
         self,
@@ -113,6 +119,7 @@ class Core:
         signature: str,
         rows: bool,
         priority: int,
+        soft: bool,
     ) -> Reply:
         named = inputs if isinstance(inputs, Mapping) else {"": inputs}
         arrays = {name: as_tensor(named[name], name) for name in sorted(named)}
@@ -133,6 +140,8 @@ class Core:
         large = entry.dense and sum(map(len, buffers)) >= self._crossover
         reply = Reply(self, entry, count, deadline, None)
         reply.priority = priority
+        if not soft:
+            reply.flags = 0
         reply.squeeze = not rows
         if large:
             self._place(reply, tensors)
@@ -211,7 +220,7 @@ class Core:
         frames: list[Buffer] = []
         batch: list[Reply] = []
         entry: Entry | None = None  # what the batch agrees on; None: its only request travels alone
-        rows = priority = 0
+        rows = priority = flags = 0
         latest = 0.0
         while outbox:
             reply = outbox.popleft()
@@ -223,6 +232,7 @@ class Core:
                 and reply.rows == rows
                 and reply.deadline < latest
                 and reply.priority == priority
+                and reply.flags == flags
                 and reply.regions is None
                 and reply.deadline >= batch[0].deadline - _SAME_DEADLINE
                 and len(batch) < MAX_IN_GROUP
@@ -233,15 +243,15 @@ class Core:
                 out.append(self._call_frames(reply, now))
                 continue
             if reply.regions is not None and reply.store is not self._ledger.store:
-                reply.resolve(None, Unavailable("the connection was lost before the request had left"))
-                continue
+                reply.buffers = _owned(reply.store.read(reply.regions[0]))  # this broker does not share that memory
+                reply.regions, reply.leases, reply.store = None, (), None
             if batch:
                 groups.append(self._group(batch, frames, now))
                 if len(groups) >= messages.MAX_GROUPS or len(frames) >= messages.MAX_FRAMES - 4096:
                     out.append([messages.encode(Verb.PREDICT, groups), *frames])
                     groups, frames = [], []
             batch = [reply]
-            rows, priority, latest = reply.rows, reply.priority, reply.deadline + _SAME_DEADLINE
+            rows, priority, flags, latest = reply.rows, reply.priority, reply.flags, reply.deadline + _SAME_DEADLINE
             entry = reply.entry if rows and reply.regions is None else None
         if batch:
             groups.append(self._group(batch, frames, now))
@@ -269,7 +279,8 @@ class Core:
                 frames.extend(b"".join(column) for column in zip(*(r.buffers for r in batch), strict=True))
         else:
             frames.append(head.buffers if len(batch) == 1 else b"".join([r.buffers for r in batch]))
-        return Group(head.entry.packed, first, len(batch), head.rows, budget, head.priority, regions, reply_region)
+        key, many = head.entry.packed, len(batch)
+        return Group(key, first, many, head.rows, budget, head.priority, regions, reply_region, head.flags)
 
     def _call_frames(self, reply: Reply, now: float) -> list[Buffer]:
         method, arguments = reply.buffers
@@ -301,19 +312,37 @@ class Core:
         """When :meth:`expire` has something to do at the latest (monotonic seconds)."""
         return self._ledger.expiry + GRACE_SECONDS
 
-    def expire(self, now: float) -> None:
-        """Fail what has had no answer at its deadline."""
-        self._ledger.expire(now)
+    def expire(self, now: float, trouble: str = "") -> None:
+        """Fail what has had no answer at its deadline; ``trouble`` says why, where that is known."""
+        self._ledger.expire(now, trouble)
 
-    def lost(self, error: TfpoolError) -> None:
-        """The connection is gone, and with it every answer that was due."""
-        self._ledger.lost(error)
+    def hold(self) -> None:
+        """Nobody is there: what is queued waits for :meth:`resume`, or for its deadline."""
+        outbox, ledger = self._outbox, self._ledger
+        while outbox:
+            ledger.hold(outbox.popleft())
+
+    def resume(self) -> None:
+        """Somebody is there: what was held leaves first."""
+        self._outbox.extendleft(reversed(self._ledger.held))
+        self._ledger.held.clear()
+
+    def lost(self, error: TfpoolError, again: bool = False) -> None:
+        """The connection is gone, and with it every answer that was due; ``again``: what was not lost too often is
+        held, to be asked for again."""
+        self._notes.clear()
+        (self._ledger.recall if again else self._ledger.lost)(error)
+
+    def abandon(self, error: TfpoolError, resent_only: bool) -> None:
+        """Fail what is held; perhaps only what had been sent before."""
+        self._ledger.abandon(error, resent_only)
 
     def close(self) -> None:
         """Fail everything that is left."""
-        while self._outbox:
-            self._outbox.popleft().resolve(None, Cancelled("the client was closed"))
-        self.lost(Cancelled("the client was closed"))
+        closed = Cancelled("the client was closed")
+        self.hold()
+        self.abandon(closed, resent_only=False)
+        self.lost(closed)
 
 
 def _owned(buffers: list[Buffer]) -> bytes | list[bytes]:

@@ -11,12 +11,14 @@ from tfpool.errors import DeadlineExceeded, TfpoolError, from_code
 from tfpool.shm.layout import Lease
 from tfpool.types import DType
 from tfpool.wire.keys import OutputKey, unpack_output_key
-from tfpool.wire.messages import Answer, Error, Region
+from tfpool.wire.messages import Answer, Error, Flag, Region
 from tfpool.wire.tensors import Array, Buffer, take_array
 
 GRACE_SECONDS = 0.05
 OVERFLOW = 24
+MOST_LOSSES = 3
 _KEYS_KEPT = 8192
+_AGAIN = int(Flag.AGAIN)
 
 
 class Store(Protocol):
@@ -24,6 +26,9 @@ class Store(Protocol):
 
     def put(self, buffers: list[Buffer], reply_bytes: int) -> tuple[list[Region], Region | None, list[Lease]] | None:
         """Copy tensors in, and keep room for outputs, whose lease then comes last; None where there is no room."""
+
+    def read(self, regions: Iterable[Region]) -> list[Buffer]:
+        """What was put there, even after the store was given up."""
 
     def take(self, region: Region, lease: Lease) -> Buffer:
         """The outputs in a region; the lease lasts while somebody uses them."""
@@ -33,11 +38,15 @@ class Store(Protocol):
 
 
 class Ledger:
-    """Requests in flight by id. ``outbox`` is where callbacks queue new ones; see ``overflow`` in Core."""
+    """Requests in flight by id, and those ``held`` until there is a broker to send them to.
+
+    ``outbox`` is where callbacks queue new ones; see ``overflow`` in Core.
+    """
 
     def __init__(self, outbox: deque[Reply], overflow: Callable[[], None]) -> None:
         self.sent: dict[int, Reply] = {}
         self.calls: dict[int, Reply] = {}
+        self.held: deque[Reply] = deque()
         self.expiry = float("inf")
         self.store: Store | None = None
         self._outbox = outbox
@@ -124,7 +133,7 @@ class Ledger:
         if reply is None or self.store is None:
             return
         *inputs, room = reply.leases
-        reply.leases = ()
+        reply.leases, reply.store = (), None
         self.store.free(inputs)
         outputs: dict[str, Array] = {}
         at = 0
@@ -143,28 +152,68 @@ class Ledger:
     def release(self, reply: Reply) -> None:
         if reply.leases and self.store is reply.store is not None:
             reply.store.free(reply.leases)
-        reply.leases = ()
+        reply.leases, reply.store = (), None
 
-    def expire(self, now: float) -> None:
+    def expire(self, now: float, trouble: str) -> None:
         """Fail what has had no answer at its deadline. The broker is still owed the leases it may be using."""
         late = now - GRACE_SECONDS
         following = float("inf")
-        for table in (self.sent, self.calls):
-            for reply in list(table.values()):
-                if not reply.pending:
-                    continue
-                if reply.deadline <= late:
-                    if table is self.calls:
-                        table.pop(reply.id, None)
-                    reply.resolve(None, DeadlineExceeded("no answer before the deadline"))
-                elif reply.deadline < following:
-                    following = reply.deadline
+        for reply in (*self.sent.values(), *self.calls.values(), *self.held):
+            if not reply.pending:
+                continue
+            if reply.deadline <= late:
+                self.calls.pop(reply.id, None)
+                why = f"no answer before the deadline: {trouble}" if trouble else "no answer before the deadline"
+                reply.resolve(None, DeadlineExceeded(why))
+            elif reply.deadline < following:
+                following = reply.deadline
+        self._sift(lambda reply: reply.pending)
         self.expiry = following
+
+    # -- loss --------------------------------------------------------------------------------------------------
+
+    def hold(self, reply: Reply) -> None:
+        """Keep a request, with its deadline, until there is a broker to send it to."""
+        self.held.append(reply)
+        self.expiry = min(self.expiry, reply.deadline)
+
+    def recall(self, error: TfpoolError) -> None:
+        """The connection is gone: hold what was due, to be asked for again. What was lost too often fails: perhaps it
+        is the reason."""
+        for reply in self._taken():
+            reply.losses += 1
+            if reply.pending and reply.losses < MOST_LOSSES:
+                reply.flags |= _AGAIN
+                self.hold(reply)
+            else:
+                self.release(reply)
+                reply.resolve(None, error)
 
     def lost(self, error: TfpoolError) -> None:
         """The connection is gone, and with it every answer that was due."""
-        for table in (self.sent, self.calls):
-            while table:
-                _, reply = table.popitem()
-                reply.leases = ()
-                reply.resolve(None, error)
+        for reply in self._taken():
+            self.release(reply)
+            reply.resolve(None, error)
+
+    def abandon(self, error: TfpoolError, resent_only: bool) -> None:
+        """Fail what is held; perhaps only what had been sent before."""
+        for reply in self._sift(lambda reply: resent_only and not reply.losses):
+            reply.resolve(None, error)
+
+    def _taken(self) -> list[Reply]:
+        """Those that were sent, in that order."""
+        gone = [*self.sent.values(), *self.calls.values()]
+        self.sent.clear()
+        self.calls.clear()
+        gone.sort(key=lambda reply: reply.id)
+        return gone
+
+    def _sift(self, stays: Callable[[Reply], bool]) -> list[Reply]:
+        """Hold no longer what does not stay."""
+        held, self.held = self.held, deque()
+        gone: list[Reply] = []
+        for reply in held:
+            (self.held if stays(reply) else gone).append(reply)
+        for reply in gone:
+            self.release(reply)
+        return gone

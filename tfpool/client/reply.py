@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from tfpool.errors import TfpoolError
 from tfpool.shm.layout import Lease
+from tfpool.wire.messages import Flag
 
 _making = threading.Lock()
 _RESOLVED, _TOUCHED = object(), object()
@@ -31,7 +32,8 @@ class Reply(Future[Any]):
     and the first touch: whoever touches second finds the outcome set, and an outcome that comes second is set and
     announced under the condition, like any Future's, so that nobody is told of what he has seen himself.
 
-    ``timing`` is (microseconds queued, microseconds run, rows in the batch) once an answer is there.
+    ``timing`` is (microseconds queued, microseconds run, rows in the batch) once an answer is there. ``losses`` counts
+    the connections that were lost before it was.
     """
 
     timing: tuple[int, int, int] | None = None
@@ -39,6 +41,8 @@ class Reply(Future[Any]):
     regions: Any = None
     store: Any = None
     priority = 0
+    flags = int(Flag.SOFT)
+    losses = 0
     squeeze = False
     id = -1
     _state = PENDING

@@ -31,18 +31,33 @@ class Client(Verbs):
     """Talks to a pool. Safe to use from several threads; after a fork it refuses, make a new one there.
 
     ``endpoint`` is the pool's (default: TFPOOL_ENDPOINT, or this user's default pool), ``admin`` its admin endpoint
-    (default: TFPOOL_ADMIN, or the one beside ``endpoint``). ``timeout`` is the default deadline in seconds.
+    (default: TFPOOL_ADMIN, or the one beside ``endpoint``). ``keys`` is the key file for tcp endpoints that let in who
+    has a key only (default: TFPOOL_KEYS). ``timeout`` is how long a call waits at most, in seconds, where it does not
+    say; a model's own deadline (``slo_ms``) may be shorter.
+
+    Where the connection is lost, what was in flight is sent again to whoever answers at the endpoint next: within its
+    own deadline, and not where the signature changes state, nor for admin verbs. Unavailable is raised where that
+    cannot be, or nobody has answered for 5 seconds.
+
+    An error's ``retry_after`` is when another try may do better, in seconds; None where the pool does not say.
     """
 
     def __init__(
-        self, endpoint: str | None = None, *, admin: str | None = None, timeout: float = DEFAULT_TIMEOUT
+        self,
+        endpoint: str | None = None,
+        *,
+        admin: str | None = None,
+        keys: str | os.PathLike[str] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        """Raises InvalidArgument for what is no endpoint. The pool may come up later."""
+        """Raises InvalidArgument for what is no endpoint, and the errors of a key file that is not as it should be.
+        The pool may come up later."""
         chosen = endpoint or os.environ.get("TFPOOL_ENDPOINT") or default_endpoint()
         self.endpoint = normalize_endpoint(chosen)
         self._admin_endpoint = admin or (os.environ.get("TFPOOL_ADMIN") if endpoint is None else None)
         self._timeout = _positive(timeout)
-        self._connection = Connection(self.endpoint)
+        self._keys = os.fspath(keys) if keys is not None else os.environ.get("TFPOOL_KEYS") or None
+        self._connection = Connection(self.endpoint, self._keys)
         self._admin: Connection | None = None
         self._admin_lock = threading.Lock()
         self._checked: set[tuple[Method, Target]] = set()
@@ -67,7 +82,8 @@ class Client(Verbs):
         input. With ``rows=False`` it is a single example without that dimension, and so are the outputs.
         ``version`` 0 is the newest that serves.
 
-        Raises the errors of :mod:`tfpool.errors`; DeadlineExceeded after ``timeout`` seconds.
+        Raises the errors of :mod:`tfpool.errors`; DeadlineExceeded after ``timeout`` seconds, which replace the
+        model's own deadline.
         """
         connection = self._connection
         connection.check()
@@ -75,7 +91,7 @@ class Client(Verbs):
         if type(inputs) is not np.ndarray:
             inputs = self._cast(model, inputs, version, label, signature, rows)
         reply = connection.core.submit(
-            model, inputs, time.monotonic() + seconds, version, label, signature, rows, priority
+            model, inputs, time.monotonic() + seconds, version, label, signature, rows, priority, timeout is None
         )
         connection.wait(reply)
         outputs: Outputs = reply.result()
@@ -104,7 +120,7 @@ class Client(Verbs):
         if type(inputs) is not np.ndarray:
             inputs = self._cast(model, inputs, version, label, signature, rows)
         reply = connection.core.submit(
-            model, inputs, time.monotonic() + seconds, version, label, signature, rows, priority
+            model, inputs, time.monotonic() + seconds, version, label, signature, rows, priority, timeout is None
         )
         connection.push()
         return reply
@@ -152,8 +168,14 @@ class Client(Verbs):
         seconds = self._timeout if timeout is None else _positive(timeout)
         try:
             self._check(method, target, seconds)
-            left = max(began + seconds - time.monotonic(), _LEAST_TIMEOUT)
-            return method.read(self.predict(inputs={INPUT: array}, timeout=left, **target._asdict()), len(array))
+            connection = self._connection
+            deadline = max(began + seconds, time.monotonic() + _LEAST_TIMEOUT)
+            model, version, label, signature = target
+            reply = connection.core.submit(
+                model, {INPUT: array}, deadline, version, label, signature, soft=timeout is None
+            )
+            connection.wait(reply)
+            return method.read(reply.result(), len(array))
         except TfpoolError:
             self._checked.discard((method, target))  # a new version may differ
             raise
@@ -184,7 +206,7 @@ class Client(Verbs):
         with self._admin_lock:
             if self._admin is None:
                 endpoint = self._admin_endpoint or admin_endpoint_for(self.endpoint)
-                self._admin = Connection(normalize_endpoint(endpoint))
+                self._admin = Connection(normalize_endpoint(endpoint), self._keys, again=False)
         return self._call(self._admin, method, arguments, timeout)
 
     def _call(self, connection: Connection, method: str, arguments: dict[str, Any], timeout: float | None) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from tfpool import config_tfs
 from tfpool.config_toml import read_text
 from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, TfpoolError
+from tfpool.repository.scan import check_inside
 from tfpool.types import DType, SignatureSpec, TensorSpec
 
 BATCHING_FILE = "batching_params.pbtxt"
@@ -39,13 +40,15 @@ class Description:
     nbytes: int
 
 
-def describe(directory: str, tags: Sequence[str] = ("serve",)) -> Description:
+def describe(directory: str, tags: Sequence[str] = ("serve",), roots: Sequence[str] = ()) -> Description:
     """Read a version directory; no signature is known to be batchable yet, nor whether it mutates.
+
+    Its files must lie in one of ``roots`` (empty: anywhere), their links followed; else PermissionDenied is raised.
 
     Raises NotFound where it or its graph is missing, InvalidArgument where a file is damaged, FailedPrecondition for
     other tags, a file that cannot be read, and a symbolic link that leads back.
     """
-    mark, nbytes = fingerprint(directory)
+    mark, nbytes = fingerprint(directory, roots)
     meta = _meta_graph(directory, frozenset(tags))
     found: list[SignatureSpec] = []
     skipped: dict[str, str] = {}
@@ -194,12 +197,15 @@ def _read(file: BinaryIO, start: int, end: int) -> bytes:
 # -- the fingerprint -----------------------------------------------------------------------------------------------
 
 
-def fingerprint(directory: str) -> tuple[str, int]:
+def fingerprint(directory: str, roots: Sequence[str] = ()) -> tuple[str, int]:
     """A hash over the path, size and time of every file in ``directory``, and how many bytes they are together.
 
     Symbolic links are followed; a directory that several lead to is read once. Raises NotFound where the directory is
-    missing, FailedPrecondition where something cannot be read and for a link that leads back.
+    missing, FailedPrecondition where something cannot be read and for a link that leads back, PermissionDenied for one
+    that leads out of ``roots`` (empty: anywhere).
     """
+    if roots:
+        check_inside(directory, roots)
     try:
         top = os.stat(directory)
     except OSError as error:
@@ -217,6 +223,8 @@ def fingerprint(directory: str) -> tuple[str, int]:
         seen.add(chain[-1])
         for name, found in _entries(place):
             path = os.path.join(inner, name)
+            if roots and os.path.islink(os.path.join(place, name)):
+                check_inside(os.path.join(place, name), roots)
             identity = found.st_dev, found.st_ino
             if not stat.S_ISDIR(found.st_mode):
                 sizes[identity] = found.st_size

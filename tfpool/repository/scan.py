@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 
-from tfpool.errors import NotFound
+from tfpool.errors import NotFound, PermissionDenied
+from tfpool.settings import Settings
 
 GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _MAX_VERSION = 1 << 63
@@ -46,6 +48,26 @@ def scan(base_path: str) -> dict[int, str]:
         raise NotFound(f"{base_path}: {_some([f'{problem} {name}' for name, problem in unready.items()])}")
     seen = f"found {_some(names)}" if names else "it is empty"
     raise NotFound(f"{base_path}: expected version directories (1, 2, ...) or saved_model.pb; {seen}")
+
+
+def trusted_roots(settings: Settings) -> tuple[str, ...]:
+    """Where a version's files may lie when base paths are confined (empty: anywhere): also where the configuration
+    itself says that models are."""
+    server = settings.server
+    if not server.allowed_roots:
+        return ()
+    named = [model.base_path for model in settings.models] + ([server.models_root] if server.models_root else [])
+    return (*server.allowed_roots, *named)
+
+
+def check_inside(path: str, roots: Sequence[str]) -> None:
+    """Raises PermissionDenied where ``path``, its links followed, lies in none of ``roots``."""
+    real = os.path.realpath(path)
+    for root in map(os.path.realpath, roots):
+        if real == root or real.startswith(root.rstrip(os.sep) + os.sep):
+            return
+    leads = "" if real == path else f" leads to {real}, which"
+    raise PermissionDenied(f"{path}{leads} is outside of allowed_roots")
 
 
 def version_of(name: str) -> int | None:

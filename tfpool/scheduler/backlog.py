@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
 
-from tfpool.scheduler.work import Join, Queue, QueueSpec, Segment
+from tfpool.scheduler.work import NEVER, Join, Queue, QueueSpec, Segment
 from tfpool.types import ModelKey
 
-NEVER = float("inf")
+EXPIRY_STEP = 0.001
 
 
 class Backlog:
-    """Queues by id, and by model those that are not empty. ``expiry`` is when the next deadline passes, or earlier."""
+    """Queues by id, and by model those that are not empty."""
 
     def __init__(self) -> None:
         self.queues: dict[int, Queue] = {}
-        self.expiry = NEVER
         self._waiting: dict[str, dict[int, Queue]] = {}
+        self._due: list[tuple[float, int]] = []
+        self._due_of: dict[int, float] = {}
 
-    def open(self, spec: QueueSpec, out_row_bytes: int) -> Queue:
+    @property
+    def expiry(self) -> float:
+        """When the next deadline passes, or earlier (monotonic seconds)."""
+        return self._due[0][0] if self._due else NEVER
+
+    def open(self, spec: QueueSpec) -> Queue:
         queue = self.queues.get(spec.id)
         if queue is None:
-            queue = self.queues[spec.id] = Queue(spec, out_row_bytes=out_row_bytes)
+            queue = self.queues[spec.id] = Queue(spec)
         return queue
 
     def close(self, queue_id: int) -> None:
@@ -35,16 +42,23 @@ class Backlog:
 
     def wake(self, queue: Queue) -> None:
         """A queue has something waiting."""
-        self.queues[queue.spec.id] = queue
-        self._waiting.setdefault(queue.spec.servable.name, {})[queue.spec.id] = queue
-        if queue.earliest < self.expiry:
-            self.expiry = queue.earliest
+        number = queue.spec.id
+        self.queues[number] = queue
+        name = queue.spec.servable.name
+        group = self._waiting.get(name)
+        if group is None:
+            self._waiting[name] = {number: queue}
+        else:
+            group[number] = queue
+        if queue.earliest < self._due_of.get(number, NEVER):
+            self._fall_due(number, queue.earliest)
 
     def rest(self, queue: Queue) -> bool:
         """A queue may have become empty; True when nothing of its model waits any more."""
         if queue.segments:
             return False
         queue.rows = 0
+        queue.paced = queue.pacing = 0.0
         queue.earliest = NEVER
         name = queue.spec.servable.name
         group = self._waiting.get(name)
@@ -58,7 +72,8 @@ class Backlog:
 
     def of_model(self, name: str) -> list[Queue]:
         """Queues of a model in which something waits."""
-        return list(self._waiting.get(name, {}).values())
+        group = self._waiting.get(name)
+        return list(group.values()) if group else []
 
     def of_servable(self, servable: ModelKey) -> list[Queue]:
         return [queue for queue in self.of_model(servable.name) if queue.spec.servable == servable]
@@ -71,15 +86,24 @@ class Backlog:
 
     def late(self, now: float) -> Iterator[tuple[Queue, list[Segment]]]:
         """Take out what waits past its deadline; sets when to look again."""
-        following = NEVER
-        for queue in self.waiting():
-            if queue.earliest <= now:
-                gone = remove(queue, lambda segment: segment.deadline <= now)
-                if gone:
-                    yield queue, gone
+        due, due_of = self._due, self._due_of
+        while due and due[0][0] <= now:
+            when, number = heappop(due)
+            if due_of.get(number) != when:
+                continue
+            del due_of[number]
+            queue = self.queues.get(number)
+            if queue is None or not queue.segments:
+                continue
+            gone = remove(queue, lambda segment: segment.deadline <= now) if queue.earliest <= now else []
             if queue.segments:
-                following = min(following, queue.earliest)
-        self.expiry = following
+                self._fall_due(number, max(queue.earliest, now + EXPIRY_STEP))
+            if gone:
+                yield queue, gone
+
+    def _fall_due(self, number: int, when: float) -> None:
+        self._due_of[number] = when
+        heappush(self._due, (when, number))
 
     def cancelled(self, client: bytes, ranges: list[tuple[int, int]]) -> Iterator[tuple[Queue, list[Segment]]]:
         """Take out the requests ``(first, count)`` of a client."""
@@ -117,6 +141,11 @@ def replace(queue: Queue, segments: list[Segment]) -> None:
     queue.segments.extend(segments)
     queue.rows = sum(segment.count * segment.rows for segment in segments)
     queue.earliest = min((segment.deadline for segment in segments), default=NEVER)
+    queue.held.clear()
+    if queue.spec.policy.fair:
+        for segment in segments:
+            rows = segment.count * segment.rows
+            queue.held[segment.client] = queue.held.get(segment.client, 0) + rows
 
 
 def explode(segment: Segment) -> list[Segment]:
@@ -136,6 +165,8 @@ def explode(segment: Segment) -> list[Segment]:
             segment.regions,
             segment.reply,
             Join(segment.first + i, segment.rows),
+            row_bytes=segment.row_bytes,
+            account=segment.account,
         )
         for i in range(segment.count)
     ]

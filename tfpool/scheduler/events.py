@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from tfpool.errors import TfpoolError
+from tfpool.scheduler.curves import Point
 from tfpool.scheduler.work import Batch, BatchId, QueueSpec, Segment, WorkerName
 from tfpool.types import ModelKey
 
@@ -71,6 +72,14 @@ class Unrouted(NamedTuple):
     worker: WorkerName
 
 
+class Measured(NamedTuple):
+    """What a worker's warm-up took: by signature, (rows, seconds) of each size that was run."""
+
+    servable: ModelKey
+    worker: WorkerName
+    curves: Sequence[Sequence[Point]]
+
+
 class ServableGone(NamedTuple):
     """Nobody will serve this again: what waits is refused with ``error``."""
 
@@ -124,6 +133,7 @@ Event = (
     | Drain
     | Routed
     | Unrouted
+    | Measured
     | ServableGone
     | QueueClosed
     | Completed

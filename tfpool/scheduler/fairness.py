@@ -1,4 +1,4 @@
-"""Fair turns between models on one worker, in worker time.
+"""Fair turns between models on one worker, in worker time; higher priorities first.
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996): a model that begins to wait gets a tag, the later of the
 worker's virtual time and the end of what the model has had; the smallest tag goes next; a batch moves its model's
@@ -7,6 +7,8 @@ when it ends. Over time each waiting model gets its weight's share of the worker
 
 It shares like deficit round robin, but debts outlive an empty queue: the models of clients that keep a few requests
 in flight have empty queues after every batch, and round robin would forget each time what the last batch cost.
+
+A model's *level* is the priority of the best of what it has waiting. A lower level goes only when no higher one can.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from heapq import heappop, heappush
 class Turns:
     """The models that wait for one worker."""
 
+    __slots__ = ("_finish", "_heap", "_sequence", "_virtual", "_waiting")
+
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, str]] = []
-        self._waiting: dict[str, float] = {}
+        self._heap: list[tuple[int, float, int, str]] = []
+        self._waiting: dict[str, tuple[int, float]] = {}
         self._finish: dict[str, float] = {}
         self._virtual = 0.0
         self._sequence = 0
@@ -31,10 +35,14 @@ class Turns:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def join(self, model: str) -> None:
-        """A model begins to wait."""
-        if model not in self._waiting:
-            self._tag(model, max(self._virtual, self._finish.get(model, 0.0)))
+    def join(self, model: str, level: int = 0) -> None:
+        """A model begins to wait, or has something of a higher level now."""
+        place = self._waiting.get(model)
+        if place is None:
+            finish = self._finish.get(model, 0.0)
+            self._place(model, -level, finish if finish > self._virtual else self._virtual)
+        elif -level < place[0]:
+            self._place(model, -level, place[1])
 
     def leave(self, model: str) -> None:
         """A model has nothing waiting here."""
@@ -45,12 +53,11 @@ class Turns:
     def pick(self, ready: Callable[[str], bool], first_only: bool) -> str | None:
         """The model whose turn it is: the first in order, or the first in order that is ``ready``."""
         heap, waiting = self._heap, self._waiting
-        passed: list[tuple[float, int, str]] = []
+        passed: list[tuple[int, float, int, str]] = []
         found = None
         while heap:
-            entry = heap[0]
-            model = entry[2]
-            if waiting.get(model) != entry[0]:
+            level, tag, _, model = entry = heap[0]
+            if waiting.get(model) != (level, tag):
                 heappop(heap)
                 continue
             if ready(model):
@@ -63,15 +70,16 @@ class Turns:
             heappush(heap, entry)
         return found
 
-    def start(self, model: str, seconds: float) -> None:
-        """A batch of ``model`` starts, thought to cost ``seconds`` (already over the weight)."""
-        tag = self._waiting.get(model)
-        if tag is None:
-            tag = max(self._virtual, self._finish.get(model, 0.0))
-        self._virtual = max(self._virtual, tag)
+    def start(self, model: str, seconds: float, level: int = 0) -> None:
+        """A batch of ``model`` starts, thought to cost ``seconds`` (already over the weight); what else it has waiting
+        is of this level."""
+        place = self._waiting.get(model)
+        tag = max(self._virtual, self._finish.get(model, 0.0)) if place is None else place[1]
+        if tag > self._virtual:
+            self._virtual = tag
         self._finish[model] = tag + seconds
-        if model in self._waiting:
-            self._tag(model, tag + seconds)
+        if place is not None:
+            self._place(model, -level, tag + seconds)
 
     def settle(self, model: str, seconds: float) -> None:
         """The batch cost this much more (or less) than was thought."""
@@ -79,10 +87,11 @@ class Turns:
         if finish is None:
             return
         self._finish[model] = finish + seconds
-        if model in self._waiting:
-            self._tag(model, self._waiting[model] + seconds)
+        place = self._waiting.get(model)
+        if place is not None:
+            self._place(model, place[0], place[1] + seconds)
 
-    def _tag(self, model: str, tag: float) -> None:
-        self._waiting[model] = tag
+    def _place(self, model: str, behind: int, tag: float) -> None:
+        self._waiting[model] = behind, tag
         self._sequence += 1
-        heappush(self._heap, (tag, self._sequence, model))
+        heappush(self._heap, (behind, tag, self._sequence, model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from tfpool.scheduler.sizing import Estimates, batch_rows, batches, in_place, input_bytes, output_bytes, plan
+from tfpool.scheduler.sizing import batch_rows, batches, in_place, input_bytes, output_bytes, plan
 from tfpool.scheduler.work import Batch, Queue, WorkerName
 from tfpool.shm.layout import Layout, Lease
 
@@ -12,41 +12,48 @@ from tfpool.shm.layout import Layout, Lease
 class Former:
     """Numbers the batches, and leases their bytes from ``layout``."""
 
-    def __init__(self, layout: Layout, estimates: Estimates) -> None:
+    def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._estimates = estimates
         self._next = 0
 
-    def needs(self, queue: Queue) -> int:
+    def needs(self, queue: Queue, worker: WorkerName) -> int:
         """Bytes that the head of a queue needs at least to run: none where it runs in place."""
-        if in_place(queue, self._estimates.run(queue.spec)):
+        head = queue.segments[0]
+        if head.regions is not None and in_place(queue, _head_seconds(queue, worker)):
             return 0
-        return max(1, input_bytes(queue, queue.segments[0].rows))  # empty tensors take a block too
+        return max(1, input_bytes(queue, head.rows))  # empty tensors take a block too
 
-    def form(self, queue: Queue, worker: WorkerName, holder: Hashable, sharers: int, now: float) -> Batch:
-        """The next batch of a queue: as large as it may be and as the arena has room for, shared with so many workers.
+    def form(self, queue: Queue, worker: WorkerName, holder: Hashable, sharers: int, most: int, now: float) -> Batch:
+        """The next batch of a queue: as large as it may be (``most`` rows, but for a larger head) and as the arena has
+        room for, shared with so many workers.
 
         There must be room for its head (see :meth:`needs`).
         """
         spec, head = queue.spec, queue.segments[0]
-        thought = self._estimates.run(spec)
-        alone = in_place(queue, thought)
+        alone = in_place(queue, _head_seconds(queue, worker)) if head.regions is not None else 0
         lease = None
         if alone:
             if head.reply is None:
                 lease = self._layout.lease(output_bytes(queue, head.rows), holder)
             pieces = [queue.take_one() for _ in range(alone)]
         else:
-            rows = batch_rows(queue, sharers)
+            rows = batch_rows(queue, sharers, most)
             while (lease := self._lease(queue, rows, holder)) is None:
                 rows = max(rows // 2, head.rows)
             pieces = queue.take(rows) if batches(spec) else [queue.take_one()]
         self._next += 1
         batch = plan(self._next, queue, worker, pieces, lease, bool(alone), now)
-        batch.thought = thought * max(1, alone)
+        curve = queue.curves.get(worker)
+        if curve is not None:
+            batch.thought = curve.run(pieces[0].rows) * alone if alone else curve.run(batch.padded)
         return batch
 
     def _lease(self, queue: Queue, rows: int, holder: Hashable) -> Lease | None:
         """Room for inputs and outputs, or for the inputs alone: outputs that do not fit come in other memory."""
         need = input_bytes(queue, rows)
         return self._layout.lease(need + output_bytes(queue, rows), holder) or self._layout.lease(need, holder)
+
+
+def _head_seconds(queue: Queue, worker: WorkerName) -> float:
+    curve = queue.curves.get(worker)
+    return 0.0 if curve is None else curve.run(queue.segments[0].rows)

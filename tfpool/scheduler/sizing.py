@@ -12,51 +12,13 @@ memory of its own.
 
 from __future__ import annotations
 
-from math import ceil
-
 from tfpool.scheduler.work import Batch, BatchId, InputPlace, Queue, QueueSpec, Segment, WorkerName
 from tfpool.shm.layout import Lease, align
-from tfpool.types import ModelKey
 
 COPY_BYTES_PER_SECOND = 8e9
 GATHER_WORTH = 4.0
 MAX_IN_PLACE = 4
 TOGETHER_SECONDS = 0.001
-_SMOOTHING = 0.2
-
-
-class Estimates:
-    """What runs have cost so far, per servable and signature: seconds a run, output bytes a row.
-
-    A batch is one run, but for requests that run in place: each of these is one.
-    """
-
-    def __init__(self) -> None:
-        self._run: dict[tuple[ModelKey, int], float] = {}
-        self._out: dict[tuple[ModelKey, int], int] = {}
-
-    def run(self, spec: QueueSpec) -> float:
-        """Seconds that a run takes, as far as is known."""
-        return self._run.get((spec.servable, spec.signature), 0.0)
-
-    def out_row_bytes(self, spec: QueueSpec) -> int:
-        return self._out.get((spec.servable, spec.signature), 0)
-
-    def learn(self, batch: Batch, seconds: float, out_bytes: int) -> None:
-        """Take in a batch; ``out_bytes`` are the bytes of a run's outputs, alignment included."""
-        key = (batch.spec.servable, batch.spec.signature)
-        if batch.alone:
-            seconds /= len(batch.pieces)
-        old = self._run.get(key)
-        self._run[key] = seconds if old is None else old + _SMOOTHING * (seconds - old)
-        row_bytes = ceil(out_bytes / (batch.pieces[0].rows if batch.alone else batch.padded))
-        if row_bytes > batch.queue.out_row_bytes:
-            batch.queue.out_row_bytes = self._out[key] = row_bytes
-
-    def forget(self, servable: ModelKey) -> None:
-        for table in (self._run, self._out):
-            for key in [key for key in table if key[0] == servable]:
-                del table[key]
 
 
 def batches(spec: QueueSpec) -> bool:
@@ -90,12 +52,12 @@ def in_place(queue: Queue, run_seconds: float) -> int:
     return max(1, count)
 
 
-def batch_rows(queue: Queue, sharers: int) -> int:
-    """Rows that the next batch may take: what waits, at most the cap, shared with the other idle workers."""
+def batch_rows(queue: Queue, sharers: int, most: int) -> int:
+    """Rows that the next batch may take: what waits, at most ``most``, shared with the other idle workers."""
     policy, head = queue.spec.policy, queue.segments[0]
     if not batches(queue.spec):
         return head.rows
-    rows = min(-(-queue.rows // sharers), policy.max_rows)
+    rows = min(-(-queue.rows // sharers), most)
     if head.limit:
         rows = min(rows, head.limit)
     if policy.sizes and not policy.pad:
@@ -178,4 +140,6 @@ def plan(
             offset += align(nbytes)
         places.append(InputPlace(start, payload, nbytes))
     room = lease.offset + lease.nbytes - offset if lease else 0
-    return Batch(batch_id, queue, worker, pieces, rows, padded, lease, alone, tuple(places), offset, room, now)
+    batch = Batch(batch_id, queue, worker, pieces, rows, padded, lease, alone, tuple(places), offset, room, now)
+    batch.start_by = min([piece.deadline for piece in pieces])
+    return batch

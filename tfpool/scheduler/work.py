@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tfpool.shm.layout import Lease
 from tfpool.types import ModelKey, Shape
 
+if TYPE_CHECKING:
+    from tfpool.scheduler.accounts import Account
+    from tfpool.scheduler.curves import Curve
+
 WorkerName = str
 BatchId = int
+Rank = tuple[bool, int, int, float]
+NEVER = float("inf")
+LEAST_QUANTUM = 256
 
 
 class BatchPolicy(NamedTuple):
-    """Limits of a model's batches and queues; sizes are rows, times seconds."""
+    """Limits of a model's batches and queues; sizes are rows, times seconds.
+
+    ``max_queue`` bounds the time that is thought to pass in the queue (0: the deadline does). ``fair``: see
+    :attr:`Segment.round`. ``priority`` is the model's, to which that of a request is added between models.
+    """
 
     max_rows: int = 64
     max_wait: float = 0.0
@@ -23,6 +35,9 @@ class BatchPolicy(NamedTuple):
     pad: bool = True
     max_queue_rows: int = 16384
     weight: float = 1.0
+    max_queue: float = 0.0
+    fair: bool = True
+    priority: int = 0
 
 
 class Input(NamedTuple):
@@ -69,8 +84,10 @@ class Segment:
 
     ``start`` is the index of the first request in the buffers, which the scheduler never looks into. ``payload``
     has, per text input, where the bytes of each row end. With a ``join``, the requests are the single rows of one
-    large request, and ``first`` counts its rows. ``limit``: at most so many rows in this one's batch (0: any).
-    ``twin`` is whoever compares the answers with those of a copy; the scheduler only carries it along.
+    large request, and ``first`` counts its rows. ``deaths`` counts the workers that died while running it; ``limit``:
+    at most so many rows in this one's batch (0: any). ``round`` puts what a client has waiting beyond a few batches
+    behind what others have. ``row_bytes`` of memory a row are held on ``account``. ``twin`` is whoever compares the
+    answers with those of a copy; the scheduler only carries it along.
     """
 
     client: bytes
@@ -89,6 +106,14 @@ class Segment:
     deaths: int = 0
     limit: int = 0
     twin: Any = None
+    round: int = 0
+    row_bytes: int = 0
+    account: Account | None = None
+
+    @property
+    def rank(self) -> Rank:
+        """Its place in a queue: what comes back from a worker goes first; then by priority, by round, by deadline."""
+        return not (self.deaths or self.limit), -self.priority, self.round, self.deadline
 
     def take(self, count: int) -> Segment:
         """Cut the first ``count`` requests off."""
@@ -109,6 +134,9 @@ class Segment:
             self.deaths,
             self.limit,
             self.twin,
+            self.round,
+            self.row_bytes,
+            self.account,
         )
         self.first += count
         self.start += count
@@ -118,24 +146,73 @@ class Segment:
 
 @dataclass(slots=True)
 class Queue:
-    """Segments that may share batches, in order of arrival within a priority."""
+    """Segments that may share batches, in order of their :attr:`Segment.rank`.
+
+    ``held`` has the rows of each client, if the queue is fair among them; ``quantum`` rows make a round. ``curves``
+    are those of the signature, by worker. ``earliest`` is no later than the first deadline. ``paced`` rows have left in ``pacing`` seconds, the last at ``sent`` (monotonic seconds), without
+    the queue being empty in between.
+    """
 
     spec: QueueSpec
     segments: deque[Segment] = field(default_factory=deque)
     rows: int = 0
-    earliest: float = float("inf")
+    earliest: float = NEVER
     out_row_bytes: int = 0
     closing: bool = False
+    curves: dict[WorkerName, Curve] = field(default_factory=dict)
+    held: dict[bytes, int] = field(default_factory=dict)
+    quantum: int = 0
+    paced: float = 0.0
+    pacing: float = 0.0
+    sent: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.quantum = max(LEAST_QUANTUM, 4 * self.spec.policy.max_rows)
+
+    @property
+    def level(self) -> int:
+        """The priority of the head against those of other models."""
+        return self.spec.policy.priority + self.segments[0].priority
+
+    def round_of(self, segment: Segment) -> int:
+        """The round that a new segment begins in."""
+        if not self.spec.policy.fair:
+            return 0
+        return self._round(segment.priority) + self.held.get(segment.client, 0) // self.quantum
+
+    def _round(self, priority: int) -> int:
+        """The round whose turn it is among requests of a priority."""
+        segments = self.segments
+        if not segments or segments[-1].round == 0:
+            return 0
+        at = bisect_left(segments, (True, -priority, -1, 0.0), key=_rank)
+        return segments[at].round if at < len(segments) and segments[at].priority == priority else 0
 
     def push(self, segment: Segment) -> None:
+        """A new segment, at its place: behind others of its rank. One of many rows may be cut into rounds."""
+        if self.spec.policy.fair:
+            held = self.held.get(segment.client, 0)
+            begin = self._round(segment.priority)
+            room = self.quantum - held % self.quantum
+            while segment.count * segment.rows > room and segment.count > 1:
+                part = segment.take(min(segment.count - 1, max(1, room // segment.rows)))
+                part.round = begin + held // self.quantum
+                held += part.count * part.rows
+                self._insert(part)
+                room = self.quantum - held % self.quantum
+            segment.round = begin + held // self.quantum
+            self.held[segment.client] = held + segment.count * segment.rows
+        self._insert(segment)
+
+    def _insert(self, segment: Segment) -> None:
         segments = self.segments
-        if segments and segments[-1].priority < segment.priority:
-            at = len(segments)
-            for other in reversed(segments):  # one that has come back to the head may be of lower priority
-                if other.priority >= segment.priority:
-                    break
-                at -= 1
-            segments.insert(at, segment)
+        if segments:
+            last = segments[-1]
+            like = last.priority == segment.priority and last.round == segment.round
+            if (like and last.deadline <= segment.deadline) or last.rank <= segment.rank:
+                segments.append(segment)
+            else:
+                segments.insert(bisect_right(segments, segment.rank, key=_rank), segment)
         else:
             segments.append(segment)
         self.rows += segment.count * segment.rows
@@ -143,26 +220,38 @@ class Queue:
             self.earliest = segment.deadline
 
     def push_back(self, segment: Segment) -> None:
-        """Return a segment to the head."""
-        self.segments.appendleft(segment)
-        self.rows += segment.count * segment.rows
+        """What comes back from a worker, before others of its rank."""
+        self.segments.insert(bisect_left(self.segments, segment.rank, key=_rank), segment)
+        rows = segment.count * segment.rows
+        self.rows += rows
         self.earliest = min(self.earliest, segment.deadline)
+        if self.spec.policy.fair:
+            self.held[segment.client] = self.held.get(segment.client, 0) + rows
 
     def take(self, max_rows: int) -> list[Segment]:
-        """Cut segments off the head, up to ``max_rows`` rows, one request at least."""
+        """Cut segments off the head, up to ``max_rows`` rows, one request at least.
+
+        Those that workers have died of stay among themselves.
+        """
         segments, room = self.segments, max_rows
+        deaths = segments[0].deaths
+        fair = self.spec.policy.fair
         taken: list[Segment] = []
         while segments:
             head = segments[0]
             fits = room // head.rows
-            if fits == 0 and taken:
+            if (fits == 0 and taken) or head.deaths != deaths:
                 break
             fits = max(fits, 1)
             if fits >= head.count:
                 taken.append(segments.popleft())
             else:
-                taken.append(head.take(fits))
-            room -= taken[-1].count * head.rows
+                head = head.take(fits)
+                taken.append(head)
+            rows = head.count * head.rows
+            room -= rows
+            if fair:
+                self._let_go(head.client, rows)
             if room <= 0:
                 break
         self.rows -= max_rows - room
@@ -171,8 +260,35 @@ class Queue:
     def take_one(self) -> Segment:
         """Cut one request off the head."""
         head = self.segments[0]
-        self.rows -= head.rows
-        return head.take(1) if head.count > 1 else self.segments.popleft()
+        taken = head.take(1) if head.count > 1 else self.segments.popleft()
+        self.rows -= taken.rows
+        if self.spec.policy.fair:
+            self._let_go(taken.client, taken.rows)
+        return taken
+
+    def cut_tail(self, rows: int) -> Segment:
+        """Cut requests of ``rows`` rows, if there are so many, off the last segment."""
+        last = self.segments.pop()
+        count = min(last.count, -(-rows // last.rows))
+        if count < last.count:
+            kept = last.take(last.count - count)
+            self.segments.append(kept)
+        cut = last.count * last.rows
+        self.rows -= cut
+        if self.spec.policy.fair:
+            self._let_go(last.client, cut)
+        return last
+
+    def _let_go(self, client: bytes, rows: int) -> None:
+        held = self.held[client] - rows
+        if held:
+            self.held[client] = held
+        else:
+            del self.held[client]
+
+
+def _rank(segment: Segment) -> Rank:
+    return segment.rank
 
 
 class InputPlace(NamedTuple):
@@ -188,7 +304,8 @@ class Batch:
     """Requests on their way through a worker.
 
     ``alone``: one request that runs in place, on its client's own memory; ``lease`` is then for its outputs, if
-    there is one at all. ``rows`` are real rows, the tensors have ``padded`` rows.
+    there is one at all. ``rows`` are real rows, the tensors have ``padded`` rows. The run is thought to take
+    ``thought`` seconds; it must not begin after ``start_by``, and has ``begun`` once it is done (monotonic seconds).
     """
 
     id: BatchId
@@ -204,7 +321,8 @@ class Batch:
     out_bytes: int
     sent: float
     thought: float = 0.0
-    start_by: float = float("inf")
+    start_by: float = NEVER
+    begun: float = 0.0
     requests: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """The supervisor's story: start zygote, broker and workers; replace who dies; drain and end them all.
 
 It is small, runs one loop, and imports neither TensorFlow nor ZeroMQ. Signals only enqueue. Its children ask the
-kernel to be killed with it, so that nothing outlives it.
+kernel to be killed with it, so that nothing outlives it. Of the workers it knows through
+:class:`~tfpool.supervisor.workers.Workers`.
 """
 
 from __future__ import annotations
@@ -13,34 +14,24 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from tfpool.settings import Settings, WorkerSettings
+from tfpool.settings import Settings
 from tfpool.shm.doorbell import Doorbell
 from tfpool.supervisor import policy
+from tfpool.supervisor.child import Child
 from tfpool.supervisor.ground import Claim
+from tfpool.supervisor.workers import Workers
 from tfpool.telemetry import log
-from tfpool.wire.messages import Control, pack, unpack
-from tfpool.worker.boot import Boot, die_with_parent, name_process
+from tfpool.wire.messages import Control, unpack
+from tfpool.worker.boot import die_with_parent, name_process
 
 DRAIN_SECONDS = 8.0
 KILL_SECONDS = 1.0
 BOOT_FAILED = 3
 
 Watch = Callable[[dict[str, Any]], None]
-
-
-@dataclass(slots=True)
-class Child:
-    """A process that should be running; ``due`` is when it is to be started (monotonic seconds), if it is not."""
-
-    name: str
-    settings: WorkerSettings | None = None
-    pid: int = 0
-    generation: int = 0
-    due: float | None = 0.0
-    history: policy.History = field(default_factory=policy.History)
 
 
 def serve(settings: Settings, watch: Watch | None = None, owner: int | None = None) -> int:
@@ -68,11 +59,8 @@ class Supervisor:
         self._log = log.get("supervisor")
         self._broker = Child("broker")
         self._zygote = Child("zygote")
-        self._workers = {w.name: Child(w.name, w) for w in settings.workers}
-        self._broker_bell: Doorbell | None = None
-        self._zygote_bell: Doorbell | None = None
-        self._zygote_up = False
         self._selector = selectors.DefaultSelector()
+        self._workers = Workers(settings, self._broker, self._zygote, self._watch_bell, self._hang_up)
         self._wake, self._waker = socket.socketpair()
         self._stopping: float | None = None
         self._status = 0
@@ -98,30 +86,28 @@ class Supervisor:
         now = time.monotonic()
         for child in (self._zygote, self._broker):
             if child.due is not None and child.due <= now:
-                self._start_core(child, now)
-        if self._zygote_up and self._broker_bell is not None:
-            for child in self._workers.values():
-                if child.due is not None and child.due <= now:
-                    self._start_worker(child, now)
+                self._start_core(child)
+        if self._zygote.bell is not None and self._zygote.history.ready and self._broker.bell is not None:
+            self._workers.start_due(now)
 
-    def _start_core(self, child: Child, now: float) -> None:
+    def _start_core(self, child: Child) -> None:
         mine, theirs = Doorbell.pair()
+        outliving = [worker.name for worker in self._workers.alive()]
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become(child, parent, mine, theirs)
+            self._become(child, parent, mine, theirs, outliving)
         theirs.close()
-        child.pid, child.due, child.history.started = pid, None, now
-        bell = Doorbell(mine, blocking=False)
+        child.pid, child.due = pid, None
+        child.bell = Doorbell(mine, blocking=False)
+        self._watch_bell(child.bell, self._hear_broker if child is self._broker else self._hear_zygote)
         if child is self._broker:
-            self._broker_bell = bell
-            self._selector.register(bell.fileno(), selectors.EVENT_READ, self._hear_broker)
-        else:
-            self._zygote_bell = bell
-            self._selector.register(bell.fileno(), selectors.EVENT_READ, self._hear_zygote)
+            self._workers.meet_broker()
 
-    def _become(self, child: Child, parent: int, mine: socket.socket, theirs: socket.socket) -> None:
-        """The child's side of the fork; does not return."""
+    def _become(
+        self, child: Child, parent: int, mine: socket.socket, theirs: socket.socket, outliving: list[str]
+    ) -> None:
+        """The child's side of the fork; does not return. ``outliving`` are workers of the broker before."""
         status = BOOT_FAILED
         try:
             signal.set_wakeup_fd(-1)
@@ -129,7 +115,8 @@ class Supervisor:
                 signal.signal(number, signal.SIG_IGN)  # the supervisor decides when to stop
             die_with_parent(parent)
             self._selector.close()
-            for end in (mine, self._wake, self._waker, self._broker_bell, self._zygote_bell):
+            bells = (other.bell for other in (self._broker, self._zygote, *self._workers.alive()))
+            for end in (mine, self._wake, self._waker, *bells):
                 if end is not None:
                     end.close()
             if self._owner is not None:
@@ -139,7 +126,7 @@ class Supervisor:
                 name_process("tfpool-broker")
                 from tfpool.broker import main as broker
 
-                broker.run(theirs, self._settings)
+                broker.run(theirs, self._settings, outliving)
             else:
                 from tfpool.supervisor import zygote
 
@@ -154,38 +141,20 @@ class Supervisor:
         finally:
             os._exit(status)
 
-    def _start_worker(self, child: Child, now: float) -> None:
-        assert child.settings is not None
-        assert self._broker_bell is not None
-        assert self._zygote_bell is not None
-        settings, server = child.settings, self._settings.server
-        broker_end, worker_end = Doorbell.pair()
-        child.generation += 1
-        child.due, child.history.started = None, now
-        boot = Boot(
-            settings.name,
-            settings.device,
-            settings.cpus,
-            settings.threads,
-            settings.memory,
-            self._settings.pool.load_concurrency,
-            server.log_level,
-            server.log_format,
-        )
-        self._tell(self._broker_bell, Control.WORKER, child.name, child.generation, fds=(broker_end.fileno(),))
-        self._tell(self._zygote_bell, Control.FORK, child.generation, boot.to_fields(), fds=(worker_end.fileno(),))
-        broker_end.close()
-        worker_end.close()
-
     # -- hearing -----------------------------------------------------------------------------------------------
 
     def _hear_broker(self) -> None:
-        bell = self._broker_bell
         try:
-            while bell is not None and (heard := bell.hear()) is not None:
+            while self._broker.bell is not None and (heard := self._broker.bell.hear()) is not None:
                 verb, *fields = unpack(heard[0])
-                if verb == Control.PROGRESS and self._watch is not None:
+                if verb == Control.UP:
+                    self._broker.history.became_ready()
+                elif verb == Control.PROGRESS and self._watch is not None:
                     self._watch(fields[0])
+                elif verb == Control.READY:
+                    self._workers.ready(*fields)
+                elif verb == Control.KILL:
+                    self._workers.kill(*fields)
                 elif verb == Control.SHUTDOWN:
                     self._stop("asked to shut down")
                 elif verb == Control.DRAINED:
@@ -193,47 +162,32 @@ class Supervisor:
                 elif verb == Control.RECYCLE:
                     self._log.info("worker.recycle", worker=fields[0])
         except EOFError:
-            self._hang_up(bell)
-            self._broker_bell = None
+            self._part_from(self._broker)
 
     def _hear_zygote(self) -> None:
-        bell = self._zygote_bell
         try:
-            while bell is not None and (heard := bell.hear()) is not None:
+            while self._zygote.bell is not None and (heard := self._zygote.bell.hear()) is not None:
                 verb, *fields = unpack(heard[0])
                 if verb == Control.UP:
-                    self._zygote_up = True
+                    self._zygote.history.became_ready()
                 elif verb == Control.FORKED:
-                    self._workers[fields[0]].pid = fields[2]
+                    self._workers.forked(*fields)
                 elif verb == Control.EXITED:
-                    for child in self._workers.values():
-                        if child.pid == fields[0]:
-                            self._worker_ended(child, fields[1])
+                    self._workers.exited(*fields)
         except EOFError:
-            self._hang_up(bell)
-            self._zygote_bell = None
-            self._zygote_up = False
+            self._part_from(self._zygote)
 
-    def _hang_up(self, bell: Doorbell | None) -> None:
-        if bell is not None:
-            self._selector.unregister(bell.fileno())
-            bell.close()
+    def _watch_bell(self, bell: Doorbell, hear: Callable[[], None]) -> None:
+        self._selector.register(bell.fileno(), selectors.EVENT_READ, hear)
 
-    def _worker_ended(self, child: Child, status: int) -> None:
-        now = time.monotonic()
-        self._log.warning("worker.ended", worker=child.name, pid=child.pid, status=policy.describe(status))
-        child.pid = 0
-        if self._broker_bell is not None:
-            self._tell(self._broker_bell, Control.REAPED, child.name, child.generation)
-        if self._stopping is not None:
-            return
-        decision = child.history.ended(status, now)
-        if isinstance(decision, policy.Halt):
-            self._log.error("worker.halted", worker=child.name, why=decision.why)
-            if self._broker_bell is not None:
-                self._tell(self._broker_bell, Control.HALTED, child.name)
-        else:
-            child.due = now + decision.delay
+    def _hang_up(self, bell: Doorbell) -> None:
+        self._selector.unregister(bell.fileno())
+        bell.close()
+
+    def _part_from(self, child: Child) -> None:
+        if child.bell is not None:
+            self._hang_up(child.bell)
+            child.bell = None
 
     def _reap(self) -> None:
         """Notice the ends of zygote and broker; the zygote reaps the workers."""
@@ -249,9 +203,10 @@ class Supervisor:
     def _core_ended(self, child: Child, status: int) -> None:
         if child is self._zygote:
             self._hear_zygote()
-            for worker in self._workers.values():
-                if worker.pid:
-                    self._worker_ended(worker, 0)  # they were killed with it, through no fault of theirs
+            self._workers.zygote_ended()
+        else:
+            self._hear_broker()
+        self._part_from(child)
         if self._stopping is not None:
             return
         self._log.error(f"{child.name}.ended", status=policy.describe(status))
@@ -292,21 +247,20 @@ class Supervisor:
             return
         self._log.info("pool.stopping", why=why)
         self._stopping = time.monotonic()
-        if self._broker_bell is not None:
-            self._tell(self._broker_bell, Control.DRAIN)
+        self._workers.stopping = True
+        self._broker.tell(Control.DRAIN)
 
     def _done(self) -> bool:
         if self._stopping is None:
             return False
         late = time.monotonic() - self._stopping >= DRAIN_SECONDS
-        return late or self._drained or self._broker_bell is None
+        return late or self._drained or self._broker.bell is None
 
     def _patience(self) -> float | None:
         now = time.monotonic()
         if self._stopping is not None:
             return max(0.0, self._stopping + DRAIN_SECONDS - now)
-        children = [self._zygote, self._broker, *self._workers.values()]
-        dues = [child.due for child in children if child.due is not None]
+        dues = [child.due for child in (self._zygote, self._broker) if child.due is not None] + self._workers.dues()
         if not dues:
             return None
         nearest = min(dues) - now
@@ -314,9 +268,9 @@ class Supervisor:
 
     def _end(self) -> None:
         """Hang up on everybody; kill who has not left within a second."""
-        self._hang_up(self._broker_bell)
-        self._hang_up(self._zygote_bell)
-        self._broker_bell = self._zygote_bell = None
+        self._part_from(self._broker)
+        self._part_from(self._zygote)
+        self._workers.close()
         deadline = time.monotonic() + KILL_SECONDS
         for child in (self._broker, self._zygote):
             while child.pid and time.monotonic() < deadline:
@@ -341,8 +295,3 @@ class Supervisor:
             pid = child.pid
         if pid:
             child.pid = 0
-
-    @staticmethod
-    def _tell(bell: Doorbell, verb: Control, *fields: Any, fds: tuple[int, ...] = ()) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):
-            bell.ring(pack([verb, *fields]), fds)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HEALTHY_SECONDS = 10.0
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
-MAX_QUICK_DEATHS = 8
+MAX_FAILED_STARTS = 8
+DEATHS_AT_ONCE = 40
+SECONDS_PER_DEATH = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +27,44 @@ class Halt:
 
 @dataclass(slots=True)
 class History:
-    """The recent life of one child: when it was started (monotonic seconds), how often it died young in a row."""
+    """The lives of one child: whether this one has become ``ready``, and how many in a row never did.
 
-    started: float = 0.0
-    quick_deaths: int = 0
+    ``credit`` deaths cost no delay; there is one more of them every ``SECONDS_PER_DEATH`` since ``counted`` (monotonic
+    seconds), up to ``DEATHS_AT_ONCE``.
+    """
+
+    ready: bool = False
+    failed_starts: int = 0
+    credit: float = DEATHS_AT_ONCE
+    counted: float = 0.0
+
+    def became_ready(self) -> None:
+        """It can do its work: starting it is no problem."""
+        self.ready, self.failed_starts = True, 0
 
     def ended(self, status: int, now: float) -> Restart | Halt:
         """Decide for a child that ended with ``status`` (negative: a signal).
 
-        One that was asked to end, or had lived for long, is replaced at once; others after a delay that doubles.
+        One that was asked to end is replaced at once, and so is one that had become ready, as long as that does not
+        happen all the time. One that never did is started again after a delay that doubles, and at last given up.
         """
+        was_ready, self.ready = self.ready, False
         if status == 0:
             return Restart(0.0)
-        if now - self.started >= HEALTHY_SECONDS:
-            self.quick_deaths = 0
+        if was_ready:
+            return Restart(self._charge(now))
+        self.failed_starts += 1
+        if self.failed_starts > MAX_FAILED_STARTS:
+            return Halt(f"it died {self.failed_starts} times in a row before it was ready")
+        if self.failed_starts == 1:
             return Restart(0.0)
-        self.quick_deaths += 1
-        if self.quick_deaths > MAX_QUICK_DEATHS:
-            return Halt(f"it died {self.quick_deaths} times within {HEALTHY_SECONDS:g} s of its start")
-        if self.quick_deaths == 1:
-            return Restart(0.0)
-        return Restart(min(FIRST_DELAY * 2 ** (self.quick_deaths - 2), LONGEST_DELAY))
+        return Restart(min(FIRST_DELAY * 2 ** (self.failed_starts - 2), LONGEST_DELAY))
+
+    def _charge(self, now: float) -> float:
+        """One more death; seconds until that is paid for."""
+        earned = max(0.0, now - self.counted) / SECONDS_PER_DEATH
+        self.credit, self.counted = min(DEATHS_AT_ONCE, self.credit + earned) - 1, now
+        return min(max(0.0, -self.credit * SECONDS_PER_DEATH), LONGEST_DELAY)
 
 
 def describe(status: int) -> str:

@@ -12,7 +12,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import warnings
 from contextlib import suppress
@@ -50,7 +49,7 @@ class Zygote:
     def __init__(self, bell: Doorbell, method: str) -> None:
         self._bell = bell
         self._method = method
-        self._children: set[int] = set()
+        self._children: dict[int, tuple[str, int]] = {}
         self._wake, self._waker = socket.socketpair()
         for end in (self._wake, self._waker):
             end.setblocking(False)
@@ -69,18 +68,22 @@ class Zygote:
                     self._wake.recv(4096)
                 self._reap()
                 while (heard := self._bell.hear()) is not None:
-                    verb, generation, fields = unpack(heard[0])
+                    verb, name, generation, *fields = unpack(heard[0])
                     if verb == Control.FORK:
-                        self._start(Boot.from_fields(fields), generation, heard[1][0])
+                        self._start(Boot.from_fields(*fields), generation, heard[1])
+                    elif verb == Control.KILL:
+                        self._kill((name, generation))
         self._end()
 
-    def _start(self, boot: Boot, generation: int, fd: int) -> None:
-        pid = self._fork(boot, fd) if self._method == "fork" else self._spawn(boot, fd)
-        os.close(fd)
-        self._children.add(pid)
+    def _start(self, boot: Boot, generation: int, fds: list[int]) -> None:
+        """``fds`` are the worker's doorbell to the broker and its line to the supervisor."""
+        pid = self._fork(boot, fds) if self._method == "fork" else self._spawn(boot, fds)
+        for fd in fds:
+            os.close(fd)
+        self._children[pid] = boot.name, generation
         self._say(Control.FORKED, boot.name, generation, pid)
 
-    def _fork(self, boot: Boot, fd: int) -> int:
+    def _fork(self, boot: Boot, fds: list[int]) -> int:
         parent = os.getpid()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorFlow's import leaves an idle thread behind
@@ -92,20 +95,28 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(parent)
             self._bell.close()
-            run_worker(fd, boot)
+            run_worker(boot, *fds)
         finally:
             os._exit(1)
 
-    def _spawn(self, boot: Boot, fd: int) -> int:
-        fields = json.dumps(boot.to_fields())
-        command = [sys.executable, "-m", "tfpool.supervisor.zygote", str(fd), str(os.getpid()), fields]
-        return subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL).pid
+    def _spawn(self, boot: Boot, fds: list[int]) -> int:
+        command = [sys.executable, "-m", "tfpool.supervisor.zygote", str(os.getpid()), json.dumps(boot.to_fields())]
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        return os.posix_spawn(sys.executable, [*command, *map(str, fds)], os.environ, file_actions=[nothing])
+
+    def _kill(self, life: tuple[str, int]) -> None:
+        """Kill a worker; one that has not been reaped keeps its process id."""
+        for pid, child in self._children.items():
+            if child == life:
+                os.kill(pid, signal.SIGKILL)
 
     def _reap(self) -> None:
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                self._children.discard(ended[0])
-                self._say(Control.EXITED, ended[0], os.waitstatus_to_exitcode(ended[1]))
+                name, generation = self._children.pop(ended[0])
+                self._say(Control.EXITED, name, generation, os.waitstatus_to_exitcode(ended[1]))
 
     def _end(self) -> None:
         """The pool ends: what has not left by itself is killed, and reaped."""
@@ -123,23 +134,23 @@ class Zygote:
             raise EOFError("the supervisor is gone") from None
 
 
-def run_worker(fd: int, boot: Boot) -> None:
+def run_worker(boot: Boot, doorbell: int, line: int) -> None:
     """Be a worker until it is told to stop; then leave at once, whatever TensorFlow's threads are doing."""
     pin(boot)
     from tfpool.worker import main
 
-    main.run(socket.socket(fileno=fd), boot)
+    main.run(socket.socket(fileno=doorbell), socket.socket(fileno=line), boot)
     os._exit(0)
 
 
-def _spawned(fd: str, parent: str, fields: str) -> None:
+def _spawned(parent: str, fields: str, doorbell: str, line: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent(int(parent))
     boot = Boot.from_fields(json.loads(fields))
     pin(boot)
     import_tensorflow()
-    run_worker(int(fd), boot)
+    run_worker(boot, int(doorbell), int(line))
 
 
 if __name__ == "__main__":

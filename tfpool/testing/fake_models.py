@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -17,6 +18,10 @@ from tfpool.worker.loader import Signature
 
 CRASH_VALUE = 13.0
 POISON_VALUE = 7.0
+FULL_VALUE = 98.0
+HANG_VALUE = 99.0
+FAULT_VALUE = 100.0
+EXIT_VALUE = 200.0
 SPILL_FLOATS = 50_000
 
 Function = Callable[..., Sequence[Any]]
@@ -111,6 +116,27 @@ def _crash(path: str) -> list[Signature]:
     return [signature(call, {"x": (DType.FLOAT, (-1,))}, {"y": (DType.FLOAT, (-1,))})]
 
 
+def _fault(path: str) -> list[Signature]:
+    """y = x, but a row of 99 never ends, one of 100 + n ends the process with signal n, one of 200 + n with exit status
+    n, and one of 98 finds no room. While there is a file ``faulty``, every run ends with signal 11."""
+
+    def call(x: Any) -> Sequence[Any]:
+        worst = float(x.max(initial=0.0))
+        while worst == HANG_VALUE:
+            time.sleep(1.0)
+        if worst == FULL_VALUE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if worst > EXIT_VALUE:
+            os._exit(int(worst - EXIT_VALUE))
+        if worst > FAULT_VALUE:
+            os.kill(os.getpid(), int(worst - FAULT_VALUE))
+        if (Path(path) / "faulty").exists():
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return (x.copy(),)
+
+    return [signature(call, {"x": (DType.FLOAT, (-1,))}, {"y": (DType.FLOAT, (-1,))})]
+
+
 def _poison(path: str) -> list[Signature]:
     """y = x, but a row of 7 fails the whole batch."""
 
@@ -175,7 +201,7 @@ def _broken(path: str) -> list[Signature]:
 
 def _killer(path: str) -> list[Signature]:
     """Kills the worker that loads it."""
-    os.kill(os.getpid(), signal.SIGKILL)
+    signal.raise_signal(signal.SIGSEGV)
     raise AssertionError
 
 
@@ -187,6 +213,7 @@ KINDS: dict[str, Callable[[str], list[Signature]]] = {
     "matrix": _matrix,
     "slow": _slow,
     "crash": _crash,
+    "fault": _fault,
     "poison": _poison,
     "wrong": _wrong,
     "spill": _spill,

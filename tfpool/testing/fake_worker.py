@@ -2,14 +2,14 @@
 
 A model's directory holds a ``saved_model.pb`` that nobody reads; its base name says which of
 :data:`~tfpool.testing.fake_models.KINDS` it is. What a load does is told by files beside the graph: see
-:class:`Orders`. ``python -m tfpool.testing.fake_worker FILE`` serves the pickled settings in FILE; :class:`FakePool`
+:class:`Orders`. ``python -m tfpool.testing.fake_worker FILE`` serves the settings in FILE, JSON; :class:`FakePool`
 starts that as a process. :func:`run` is one worker, for tests that are the supervisor themselves.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -18,15 +18,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from tfpool.client.sync import Client
 from tfpool.errors import DeadlineExceeded, FailedPrecondition, TfpoolError, Unavailable
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
 from tfpool.settings import BatchingSettings, ModelSettings, PoolSettings, ServerSettings, Settings, WorkerSettings
+from tfpool.shm.doorbell import Doorbell
 from tfpool.testing.fake_models import CRASH_VALUE as CRASH_VALUE
 from tfpool.testing.fake_models import KINDS
 from tfpool.testing.fake_models import POISON_VALUE as POISON_VALUE
@@ -38,13 +40,17 @@ from tfpool.worker.loader import Loaded
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 BASE_BYTES = 32 << 20
+_LOADS = "loads"
 _STEP_SECONDS = 0.01
 
 
-def run(sock: socket.socket, name: str, load_concurrency: int = 1) -> None:
-    """Be a worker until told to stop."""
+def run(sock: socket.socket, name: str, load_concurrency: int = 1, line: socket.socket | None = None) -> None:
+    """Be a worker until told to stop; without a ``line`` to a supervisor also when the broker is gone."""
     install()
-    main.run(sock, Boot(name, load_concurrency=load_concurrency, log_level="error"))
+    if line is None:
+        line, supervisor = Doorbell.pair()
+        supervisor.close()
+    main.run(sock, line, Boot(name, load_concurrency=load_concurrency, log_level="error"))
 
 
 def install() -> None:
@@ -55,15 +61,16 @@ def install() -> None:
     loader.load = load
     loader.explain = vars(executor)["explain"] = explain
     warmup.warm = lambda loaded, sizes: None
+    vars(main)["measure"] = lambda loaded, *_: [[] for _ in loaded.signatures]
     memory.unique = memory.resident = memory.high_water = _held.total
 
 
-def _describe(directory: str, tags: Sequence[str] = ()) -> Description:
+def _describe(directory: str, tags: Sequence[str] = (), roots: Sequence[str] = ()) -> Description:
     """A version directory without a graph to read."""
     orders = Orders(directory)
     if orders.garbled.exists():
         raise FailedPrecondition(f"{directory}: {orders.garbled.read_text()}")
-    return Description((), {}, describe._batching(directory), *describe.fingerprint(directory))
+    return Description((), {}, describe._batching(directory), *describe.fingerprint(directory, roots))
 
 
 class Orders:
@@ -115,6 +122,8 @@ class _Session:
 def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[str] = ()) -> Loaded:
     """The model that the directory's name asks for. Raises FailedPrecondition for the broken one, and when told to."""
     orders = Orders(path)
+    with open(Path(path).parent / _LOADS, "a") as file:
+        print(Path(path).name, file=file)
     while orders.hold.exists():
         time.sleep(_STEP_SECONDS)
     if orders.fail.exists():
@@ -122,6 +131,11 @@ def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[st
     names = (name.split("-")[0] for name in (Path(path).name, Path(path).parent.name))
     signatures = next(KINDS[name] for name in names if name in KINDS)(path)
     return Loaded(_Session(_number(orders.nbytes), _number(orders.residue)), signatures, {})
+
+
+def loads(base: Path) -> list[int]:
+    """The versions of a model that have been loaded, or begun to be, by workers of any pool so far."""
+    return [int(line) for line in (base / _LOADS).read_text().split()]
 
 
 def _number(file: Path) -> int:
@@ -178,7 +192,7 @@ class FakePool:
         self.endpoint, self.admin = self.settings.server.listen[0], self.settings.server.admin_listen
         self.directory = directory
         self._file = directory / "settings"
-        self._file.write_bytes(pickle.dumps(self.settings))
+        self._file.write_text(json.dumps(asdict(self.settings), default=lambda choice: choice.value))
         self.start()
 
     def start(self) -> None:
@@ -283,7 +297,18 @@ def _serve(file: str) -> int:
 
     install()
     zygote.import_tensorflow = lambda: None
-    return supervisor.serve(pickle.loads(Path(file).read_bytes()))
+    return supervisor.serve(_made(Settings, json.loads(Path(file).read_text())))
+
+
+def _made(hint: Any, value: Any) -> Any:
+    """Settings of a type from JSON, which has neither tuples nor enums."""
+    if isinstance(value, list):
+        inner = get_args(hint)
+        return tuple(_made(inner[0] if inner else None, item) for item in value)
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return hint(**{name: _made(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+    return hint(value) if isinstance(hint, type) and issubclass(hint, Enum) else value
 
 
 if __name__ == "__main__":

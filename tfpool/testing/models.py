@@ -132,6 +132,47 @@ def make_dtypes(directory: str) -> str:
     return _save(directory, "dtypes", signatures)
 
 
+BIT_DTYPES = ("bool", "uint8", "int32", "int64", "float16", "bfloat16", "float64", "complex64", "string")
+
+
+def make_bits(directory: str) -> str:
+    """One signature a dtype, of its name: y = x [?, 16] with its columns the other way round."""
+    import tensorflow as tf
+
+    signatures = {
+        name: _function(lambda x: {"y": x[:, ::-1]}, x=((None, 16), tf.dtypes.as_dtype(name))) for name in BIT_DTYPES
+    }
+    return _save(directory, "bits", signatures)
+
+
+def make_ragged(directory: str) -> str:
+    """tokens [?, ?] and weights [?, ?], which must be of one width -> total [?], mean [?], turned [?, ?]."""
+    import tensorflow as tf
+
+    def run(tokens: Any, weights: Any) -> dict[str, Any]:
+        weighted = tf.cast(tokens, tf.float64) * weights
+        return {"total": tf.reduce_sum(tokens, 1), "mean": tf.reduce_mean(weighted, 1), "turned": tokens[:, ::-1]}
+
+    function = _function(run, tokens=((None, None), tf.int64), weights=((None, None), tf.float64))
+    return _save(directory, "ragged", {"serving_default": function})
+
+
+LOOKUP_ROWS = 64
+
+
+def make_lookup(directory: str) -> str:
+    """Row number id [?] of a table [64, 3], and tag [?, 1] as it is; a number out of range fails the batch."""
+    import tensorflow as tf
+
+    table = tf.Variable(tf.reshape(tf.range(LOOKUP_ROWS * 3, dtype=tf.float32), (LOOKUP_ROWS, 3)))
+
+    def run(id: Any, tag: Any) -> dict[str, Any]:
+        return {"row": tf.gather(table, id), "tag": tf.identity(tag)}
+
+    function = _function(run, id=((None,), tf.int32), tag=((None, 1), tf.float64))
+    return _save(directory, "lookup", {"serving_default": function}, [table])
+
+
 def make_examples(directory: str) -> str:
     """Serialized tf.Examples ``inputs`` [?] with the features x [3] of floats, word (default "none") and n (default 0).
 
@@ -277,6 +318,9 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "counter": make_counter,
     "mixes_rows": make_mixes_rows,
     "dtypes": make_dtypes,
+    "bits": make_bits,
+    "ragged": make_ragged,
+    "lookup": make_lookup,
     "large": make_large,
     "examples": make_examples,
     "slow": make_slow,

@@ -7,11 +7,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from tfpool.errors import Cancelled, DeadlineExceeded, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from tfpool.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from tfpool.scheduler import events as ev
+from tfpool.scheduler.backlog import EXPIRY_STEP
 from tfpool.scheduler.core import MAX_DEATHS, Scheduler
 from tfpool.scheduler.sizing import batches, input_bytes, output_bytes
-from tfpool.scheduler.work import Batch, Queue, QueueSpec, Segment
+from tfpool.scheduler.work import LEAST_QUANTUM, Batch, Queue, QueueSpec, Segment
 from tfpool.shm.layout import Lease
 from tfpool.types import ModelKey
 
@@ -48,6 +57,8 @@ class Request:
     running: set[int] = field(default_factory=set)
     answered: set[int] = field(default_factory=set)
     deaths: int = 0
+    died_alone: bool = False
+    flood: bool = False
     cancelled: bool = False
     gone: bool = False
 
@@ -98,7 +109,6 @@ class Referee:
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._sources: dict[int, tuple[Source, list[Any]]] = {}
         self._quarantined: dict[tuple[str, int], int] = {}
-        self._last_order: dict[tuple[int, int], tuple[int, int]] = {}
         self._open: dict[Id, Request] = {}
         self._closed: set[ModelKey] = set()
         self._roomy = False
@@ -129,10 +139,12 @@ class Referee:
             if taken & (request.running | request.answered):
                 self._fail(f"rows of request {request.number} run twice")
             whole = request.rows <= policy.max_rows  # each part of a larger one has lives of its own
-            if (whole and request.deaths >= MAX_DEATHS) or (request.deaths and not spec.retry):
+            if (whole and request.deaths >= MAX_DEATHS and request.died_alone) or (request.deaths and not spec.retry):
                 self._fail(f"request {request.number} runs again after {request.deaths} deaths")
-            self._order_is_kept(request, taken, batch)
+            self._order_is_kept(request, batch)
             request.running |= taken
+        if len({piece.deaths for piece in batch.pieces}) > 1:
+            self._fail("suspects run together with others")
         self._places_are_sound(batch)
         worker.batches.append(batch)
         if len(worker.batches) > CREDITS:
@@ -170,19 +182,23 @@ class Referee:
             if not batch.pieces[0].limit and all(r.rows == 1 and not r.deaths for r in mine):
                 self._fail(f"a batch of {batch.rows} single rows, allowed are {sizes}")
 
-    def _order_is_kept(self, request: Request, taken: set[int], batch: Batch) -> None:
-        """Those that have run before, and come back, go first; the others in order of arrival within a priority."""
-        if request.deaths or any(piece.limit or piece.deaths for piece in batch.pieces):
+    def _order_is_kept(self, request: Request, batch: Batch) -> None:
+        """What comes back goes first; then higher priorities, then earlier deadlines, then earlier arrivals; but what a
+        client has sent while it had more than a round waiting."""
+        if any(piece.limit or piece.deaths for piece in batch.pieces):
             return
-        key = batch.spec.id, request.priority
-        place = request.order, min(taken, default=0)
-        if place < self._last_order.get(key, (-1, -1)):
-            self._fail(f"request {request.number} is overtaken by a later one of its queue")
-        self._last_order[key] = place
+        mine = {other.order for other, _ in self._rows_of(batch)}
         for other in self._open.values():
-            before = other.spec is batch.spec and other.priority > request.priority and other.waiting == other.rows
-            if before and all(other is not mine for mine, _ in self._rows_of(batch)):
+            if other.spec is not batch.spec or other.order in mine or other.waiting != other.rows or other.deaths:
+                continue
+            if other.priority > request.priority:
                 self._fail(f"request {request.number} goes before {other.number}, which has a higher priority")
+            if other.priority == request.priority and not other.flood:
+                if (other.deadline, other.order) < (request.deadline, request.order):
+                    self._fail(f"request {request.number} is before {other.number}, which is more urgent")
+
+    def rows_waiting(self, client: bytes, spec: QueueSpec) -> int:
+        return sum(r.waiting for r in self._open.values() if r.client == client and r.spec is spec)
 
     def _places_are_sound(self, batch: Batch) -> None:
         lease = batch.lease
@@ -232,9 +248,10 @@ class Referee:
         error = action.error
         true = {
             Cancelled: request.cancelled,
-            DeadlineExceeded: request.deadline <= self.now,
+            DeadlineExceeded: request.deadline <= self.now + self._longest(request.spec),
             InvalidArgument: request.poison or not request.spec.retry,
-            Unavailable: request.deaths >= (MAX_DEATHS if request.spec.retry else 1),
+            Unavailable: request.deaths and not request.spec.retry,
+            FailedPrecondition: request.deaths >= MAX_DEATHS and request.died_alone,
             NotFound: request.spec.servable in self._closed,
             ResourceExhausted: True,
         }[type(error)]
@@ -273,7 +290,7 @@ class Referee:
         """After a Turn no worker idles while something ripe that it serves waits, and fits the arena."""
         wakeup = self.scheduler.wakeup()
         for request in self._open.values():
-            if request.waiting and request.deadline < wakeup:
+            if request.waiting and request.deadline + EXPIRY_STEP < wakeup:
                 self._fail(f"request {request.number} expires at {request.deadline}, the next wakeup is {wakeup}")
         for worker in self.workers.values():
             if not worker.alive or worker.draining or worker.batches:
@@ -284,7 +301,7 @@ class Referee:
                 if not queue.segments or queue.spec.servable not in worker.routes:
                     continue
                 due = queue.segments[0].arrived + queue.spec.policy.max_wait
-                if due <= self.now or not batches(queue.spec) or queue.rows >= queue.spec.policy.max_rows:
+                if due <= self.now or not batches(queue.spec) or queue.rows >= self.scheduler.cap(queue, worker.name):
                     ripe.append(queue)
                 else:
                     next_ripe = min(next_ripe, due)
@@ -302,6 +319,10 @@ class Referee:
             return False
         layout.free(lease)
         return True
+
+    def _longest(self, spec: QueueSpec) -> float:
+        """Seconds before its deadline that a request may be given up: those of the runs under way, and of its own."""
+        raise NotImplementedError
 
     # -- help --------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from tfpool.errors import InvalidArgument, NotFound
+from tfpool.errors import InvalidArgument, NotFound, TfpoolError
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
-from tfpool.scheduler.work import Batch, BatchPolicy, Input, QueueSpec, Segment
+from tfpool.scheduler.work import LEAST_QUANTUM, Batch, BatchPolicy, Input, QueueSpec, Segment
 from tfpool.shm.layout import MIN_BLOCK, Layout
 from tfpool.testing.referee import Name, Referee, Request, Source, Violation, Worker, brief
 from tfpool.types import ModelKey
@@ -40,9 +40,10 @@ class Simulation(Referee):
         self._costs: dict[ModelKey, float] = {}
         self._roomy = dice.random() < 0.5
         capacity = (1 << 22) if self._roomy else MIN_BLOCK * dice.choice([2, 5, 16, 64])
-        self.scheduler = Scheduler(Layout(capacity))
+        self.scheduler = Scheduler(Layout(capacity), narrow=dice.choice([1, 8]))
         self._specs = [self._some_spec(i) for i in range(dice.randint(1, 5))]
         self._next_spec = len(self._specs)
+        self._refusals: list[TfpoolError] = []
         names: list[str] = [Name(f"w{i}") for i in range(dice.randint(1, 3))]
         self.workers = {name: Worker(name, []) for name in names}
         for servable in dict.fromkeys(spec.servable for spec in self._specs):
@@ -121,6 +122,7 @@ class Simulation(Referee):
         first = 1 + max((number for owner, number in self.requests if owner == client), default=-1)
         deadline = self.now + dice.choice([0.003, 0.05, 0.5, 3.0, 30.0])
         priority = dice.choice([0, 0, 0, 1, -1])
+        flood = self.rows_waiting(client, spec) + rows * count > LEAST_QUANTUM
         for number in range(first, first + count):
             bad = not self._calm
             request = Request(
@@ -133,6 +135,7 @@ class Simulation(Referee):
                 len(self.requests),
                 bad and dice.random() < 0.03,
                 bad and dice.random() < 0.005,
+                flood=flood,
             )
             self.requests[client, number] = self._open[client, number] = request
         payload = tuple(self._ends(rows * count) for item in spec.inputs if item.text)
@@ -145,7 +148,9 @@ class Simulation(Referee):
         if after > max(before, spec.policy.max_queue_rows):
             self._fail(f"{after} rows wait, max_queue_rows is {spec.policy.max_queue_rows}")
         refused = sum(self.requests[client, n].outcome != "" for n in range(first, first + count))
-        if refused and before + rows * (count - refused + 1) <= spec.policy.max_queue_rows and deadline > self.now:
+        too_slow = any(error.retry_after for error in self._refusals)
+        room = before + rows * (count - refused + 1) <= spec.policy.max_queue_rows
+        if refused and room and deadline > self.now and not too_slow:
             self._fail(f"{refused} requests were refused, though {before} rows wait")
 
     def _ends(self, rows: int) -> list[int]:
@@ -200,13 +205,13 @@ class Simulation(Referee):
         worker.routes.clear()
         lost, worker.batches = list(worker.batches), deque()
         self._quarantined[holder] = sum(batch.lease.nbytes for batch in lost if batch.lease)
-        died: dict[int, Request] = {}
         for batch in lost:
-            for request, rows in self._rows_of(batch):
+            requests = self._rows_of(batch)
+            for request, rows in requests:
                 request.running -= rows
-                died[request.order] = request
-        for request in died.values():
-            request.deaths += 1
+                if batch is lost[0]:  # the others were staged behind it
+                    request.deaths += 1
+                    request.died_alone = len(requests) == 1
         self._tell(ev.WorkerLost(worker.name, "killed"))
         delay = self._dice.choice([0.0, 0.01, 0.2])
         self._at(self.now + delay, lambda: self._reaped(holder))
@@ -285,6 +290,10 @@ class Simulation(Referee):
     def _cost(self, batch: Batch) -> float:
         return self._costs[batch.spec.servable] * (1 + batch.padded / 16)
 
+    def _longest(self, spec: QueueSpec) -> float:
+        running = (self._cost(batch) for worker in self.workers.values() for batch in worker.batches)
+        return 4 * (sum(running) + self._costs[spec.servable] * (1 + 2 * spec.policy.max_rows / 16))
+
     def _run(self, worker: Worker) -> None:
         batch, life = worker.batches[0], worker.generation
         self._at(self.now + self._cost(batch), lambda: self._finish(worker, batch, life))
@@ -318,6 +327,7 @@ class Simulation(Referee):
     def _tell(self, event: ev.Event) -> None:
         self._recent.append(f"{self.now:.6f} {brief(event)}")
         actions = self.scheduler.handle(event, self.now)
+        self._refusals = [action.error for action in actions if isinstance(action, ev.Refuse)]
         for action in actions:
             self._recent.append(f"{self.now:.6f}   -> {brief(action)}")
             if isinstance(action, ev.Dispatch):

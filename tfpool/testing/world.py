@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tfpool.broker.blame import Blame
 from tfpool.broker.budget import Budget
 from tfpool.broker.clients import Clients
 from tfpool.broker.fleet import Fleet, Link, WorkerState
@@ -58,7 +59,7 @@ class World:
         settings = Settings(listen, PoolSettings(**pool), (), models=models)
         self.notebook = Notebook(settings)
         self.budget = Budget(self.notebook.footprints, self.notebook.measured)
-        self.lobby = Lobby(self.admit, self.refuse)
+        self.lobby = Lobby(self.admit, self.refuse, 1 << 30)
         self.lifecycle = Lifecycle(
             self.registry,
             settings.pool,
@@ -79,7 +80,8 @@ class World:
             self.recycle,
             self.lifecycle,
         )
-        self.turnover = Turnover(self.registry, room, self.residence)
+        self.turnover = Turnover(self.registry, self.fleet, room, self.residence)
+        self.blame = Blame(self.registry, self.scheduler, self.residence, self.turnover, self.notebook)
         self.resolver = Resolver(self.registry)
         self.shadows = Shadows(self.registry, self.resolver)
         taps = Taps(Recorder(), self.shadows)
@@ -108,7 +110,7 @@ class World:
                     self.answer(piece.first, action.error)
 
     def recycle(self, link: Link) -> None:
-        link.state, link.leaving = WorkerState.DRAINING, True
+        link.state, link.leaving, link.drained = WorkerState.DRAINING, True, False
         self.decide(ev.Drain(link.name, True))
         link.ring(Bell.STOP)
 
@@ -124,7 +126,7 @@ class World:
     def admit(self, request: Request) -> None:
         group = request.group
         try:
-            for event in self.intake.admit(request):
+            for event in self.intake.admit(request, self.now):
                 self.decide(event)
         except NotLoaded as why:
             self.park(why, request)
@@ -141,6 +143,8 @@ class World:
         self.lifecycle.look()
         self.lobby.expire(self.now)
         self.decide(ev.Turn())
+        self.blame.look(self.now)
+        self.turnover.tend()
         self.lifecycle.step(self.now)
         self.shadows.refresh()
 
@@ -154,24 +158,25 @@ class World:
         self.admit(Request(b"c", key, group, [b"1234"], self.now))
         return self.asked
 
-    def join(self, name: str) -> None:
-        """A worker has started."""
+    def join(self, name: str, bell: Bellows | None = None) -> None:
+        """A worker has started, or, with a ``bell``, one that has outlived another world has come."""
         link = self.fleet.links[name]
-        bell = self.bells[name] = Bellows(name)
+        bell = self.bells[name] = bell or Bellows(name)
         self.fleet.attach(name, link.generation + 1, bell)  # type: ignore[arg-type]
-        self.fleet.ready(link, 1, BASE, BASE)
+        self.fleet.ready(link, 1, bell.unique, bell.unique, BASE, bell.inventory())
         self.decide(ev.WorkerJoined(name, link.holder))
         self.residence.joined(link)
 
-    def lose(self, name: str) -> None:
-        """A worker has died, or left as it was told to."""
+    def lose(self, name: str, status: int = -9) -> None:
+        """A worker has died, by itself or not (a status or a negative signal), or left as it was told to."""
         link = self.fleet.links[name]
-        crashed = not link.leaving
         self.bells[name] = None
+        self.blame.died(link)
         self.fleet.detach(link)
-        self.residence.lost(link, crashed)
+        self.residence.lost(link)
         self.decide(ev.WorkerLost(name, "lost"))
         self.decide(ev.WorkerReaped(link.holder))
+        self.blame.reaped(*link.holder, status, False, self.now)
 
     def size(self, path: str) -> int:
         """Bytes of a version once it is loaded."""
@@ -186,7 +191,10 @@ class World:
             bell.held.pop(handle, None)
             bell.told_off.discard(handle)
             self.residence.unloaded(link, handle, bell.unique, bell.unique)
+        elif handle < 0:  # nobody has claimed it: its load is a secret
+            bell.held[handle] = self.size(rest[0])
         elif rest[0] in self.broken:
+            bell.orders.pop(handle, None)
             self.residence.load_failed(link, handle, FailedPrecondition(f"{rest[0]}: broken"))
         else:
             self.residence.warming(link, handle)
@@ -218,6 +226,12 @@ class World:
                     return
                 self.now = max(self.now, self.lifecycle.next_retry())
         raise AssertionError("it never comes to rest")
+
+    def settle_but_loads(self) -> None:
+        """All that the disk has to say is said."""
+        while self.disk.looks or self.disk.jobs:
+            self.step_once()
+            self.turn()
 
     def step_once(self) -> bool:
         """The next thing that is under way ends; whether there was one."""

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tfpool.broker import reload
+from tfpool.broker.inventory import Item
 from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
@@ -94,7 +95,7 @@ class Bellows:
     """The broker's end of a worker's doorbell; the worker is what the test makes of the messages.
 
     ``slow`` has the loads and unloads that it is at, ``runs`` the handle of each batch, ``held`` the bytes of each
-    handle.
+    handle, ``orders`` how each was ordered.
     """
 
     _numbers = iter(range(1000, 1_000_000))
@@ -105,6 +106,7 @@ class Bellows:
         self.slow: deque[tuple[Any, ...]] = deque()
         self.runs: dict[int, int] = {}
         self.held: dict[int, int] = {}
+        self.orders: dict[int, tuple[str, str, dict[str, Any]]] = {}
         self.told_off: set[int] = set()
         self.stopped = False
 
@@ -123,14 +125,35 @@ class Bellows:
             self.runs[batch] = handle
         elif verb == Bell.LOAD:
             assert fields[0] not in self.held or fields[0] in self.told_off, "loaded twice"
+            self.orders[fields[0]] = (fields[1], fields[2], fields[3])
             self.slow.append(("load", fields[0], fields[2]))
+        elif verb == Bell.ADOPT:
+            self._adopt(*fields)
         elif verb == Bell.UNLOAD:
             assert fields[0] not in self.runs.values(), "told to unload what it runs"
             assert fields[0] not in self.told_off, "told to unload twice"
             self.told_off.add(fields[0])
+            self.orders.pop(fields[0], None)
             self.slow.append(("unload", fields[0]))
         elif verb == Bell.STOP:
             self.stopped = True
+
+    def inventory(self) -> list[Item]:
+        """What it holds, or loads, for a broker that knows nothing of it; the unloads that it is at end."""
+        names = {handle: -number for number, handle in enumerate(self.orders, 1)}
+        self.orders = {names[handle]: order for handle, order in self.orders.items()}
+        self.held = {names[handle]: nbytes for handle, nbytes in self.held.items() if handle in names}
+        self.slow = deque(("load", names[h], *rest) for what, h, *rest in self.slow if what == "load" and h in names)
+        self.told_off.clear()
+        self.runs.clear()
+        return [Item(handle, *order, self.held.get(handle)) for handle, order in self.orders.items()]
+
+    def _adopt(self, handle: int, new: int) -> None:
+        self.orders[new] = self.orders.pop(handle)
+        if handle in self.held:
+            self.held[new] = self.held.pop(handle)
+            self.slow.append(("load", new, self.orders[new][1]))
+        self.slow = deque((what, new if old == handle else old, *rest) for what, old, *rest in self.slow)
 
     @property
     def unique(self) -> int:

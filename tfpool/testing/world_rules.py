@@ -55,11 +55,12 @@ def _check_link(world: World, link: Link) -> None:
     for handle in loading:
         assert states[handle] in (State.LOADING, State.WARMING, State.DRAINING)
     assert link.reserved.keys() <= link.loading, "memory is reserved for what is not loading"
-    for servable, workers in world.scheduler._routes.items():
-        if link.name in workers:
+    for servable, route in world.scheduler._routes.items():
+        if link.name in route.workers:
             assert states.get(servable.life) in (State.AVAILABLE, State.DRAINING), f"{servable} is routed"
     if bell is not None:
-        assert link.resident.keys() == bell.held.keys(), "what it holds is not what we think"
+        secret = {handle for handle in bell.held if handle < 0}
+        assert link.resident.keys() | secret == bell.held.keys(), "what it holds is not what we think"
 
 
 def check_rest(world: World) -> None:
@@ -70,6 +71,12 @@ def check_rest(world: World) -> None:
     assert not world.residence._draining
     for link in world.fleet.links.values():
         assert not [*link.loads, *link.loading, *link.unloading, *link.reserved]
+        if link.kept_for:
+            alone = world.registry.by_handle[link.kept_for]
+            shared = [v.key for v in world.registry.versions() if v is not alone and link.name in v.held_by()]
+            assert alone.isolated == link.name
+            assert not shared, f"{shared} share the worker of {alone.key}, which is isolated"
+            assert set(alone.held_by()) <= {link.name}, f"{alone.key} is isolated, and elsewhere too"
     for model in world.registry.models.values():
         assert not model.leaving
         for number in wanted_of(model) if model.found else ():

@@ -65,22 +65,25 @@ class Executor:
     ) -> Outcome:
         """Run signature ``index``; ``out`` is (arena, offset, room).
 
-        Raises a TfpoolError where TensorFlow refuses the inputs or fails.
+        Raises a TfpoolError where TensorFlow refuses the inputs or fails, or memory is short.
         """
         signature = servable.loaded.signatures[index]
-        feeds = self._feeds(signature, source, inputs, by_rows, rows, padded)
-        begin = perf_counter()
+        what = f"{servable.name}, signature {signature.spec.name!r}"
         try:
+            feeds = self._feeds(signature, source, inputs, by_rows, rows, padded)
+            begin = perf_counter()
             results = signature.call(*feeds)
+            run = perf_counter() - begin
+            arrays = [_array(results[i]) for i in signature.fetch_of]
+            by_rows = by_rows and signature.spec.batchable  # else its outputs need not have rows: they go back whole
+            if by_rows:
+                arrays = [self._rows(signature, array, rows, padded) for array in arrays]
+            key = self._key(servable, index, arrays, by_rows)
+            buffers, spilled = self._write(arrays, *out)
+        except OSError as error:
+            raise ResourceExhausted(f"{what}: no room for the outputs: {error}") from None
         except Exception as error:
-            raise explain(error, f"{servable.name}, signature {signature.spec.name!r}") from None
-        run = perf_counter() - begin
-        arrays = [_array(results[i]) for i in signature.fetch_of]
-        by_rows = by_rows and signature.spec.batchable  # else its outputs need not have rows: they go back whole
-        if by_rows:
-            arrays = [self._rows(signature, array, rows, padded) for array in arrays]
-        key = self._key(servable, index, arrays, by_rows)
-        buffers, spilled = self._write(arrays, *out)
+            raise explain(error, what) from None
         return Outcome(run, key, buffers, spilled)
 
     def _feeds(

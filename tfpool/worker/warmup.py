@@ -163,6 +163,11 @@ def _values(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Genera
     return random.random(shape, np.float32).astype(dtype)
 
 
+def made_up(signature: Signature, rows: int) -> list[np.ndarray[Any, Any]]:
+    """Inputs of a signature that has been proven to batch."""
+    return _tile(signature, _made_up(signature, PROOF_ROWS, _working_dim(signature)), rows)
+
+
 def _tile(signature: Signature, rows: list[np.ndarray[Any, Any]], size: int) -> list[np.ndarray[Any, Any]]:
     return _cast(signature, [np.resize(array, (size, *array.shape[1:])) for array in rows])
 
