@@ -119,10 +119,12 @@ def play(rule: Rule, models: Sequence[Model], requests: Sequence[Request], seed:
     ends: list[tuple[float, int, Run, float]] = []
     coming = deque(range(len(requests)))
     on_time = late = begun_late = runs = 0
+    now = 0.0
     while True:
-        now = min(requests[coming[0]].arrived if coming else NEVER, ends[0][0] if ends else NEVER, rule.wakeup())
-        if now == NEVER:
+        due = min(requests[coming[0]].arrived if coming else NEVER, ends[0][0] if ends else NEVER, rule.wakeup())
+        if due == NEVER:
             return Outcome(len(requests), on_time, late, begun_late, runs)
+        now = max(now, due)
         while ends and ends[0][0] <= now:
             _, _, run, seconds = heapq.heappop(ends)
             for number in run.requests:

@@ -15,7 +15,8 @@ import zmq
 from click.testing import CliRunner
 
 from tfpool.cli.main import main
-from tfpool.errors import Code
+from tfpool.client.sync import Client
+from tfpool.errors import Code, Unauthenticated
 from tfpool.keys import ClientKeys, read_client_keys
 from tfpool.testing.fake_worker import FakePool, model, until
 from tfpool.types import DType
@@ -129,6 +130,17 @@ def test_a_key_on_the_list_gets_in(guarded: Guarded) -> None:
         assert pete.call("models") == Verb.RESULT
         assert pete.event() == zmq.EVENT_HANDSHAKE_SUCCEEDED
         assert pete.call("unload", model="double") == (Verb.ERROR, Code.PERMISSION_DENIED), "not the admin endpoint"
+
+
+def test_a_client_with_its_key_file(guarded: Guarded) -> None:
+    rows = np.ones((1, 3), np.float32)
+    with Client(guarded.endpoint, admin=guarded.admin, keys=guarded.keys / "ann.key") as ann:
+        assert ann.predict("double", rows)["y"].tolist() == [[2.0] * 3]
+        assert ann.load("double")["state"] == "AVAILABLE"
+    with Client(guarded.endpoint, admin=guarded.admin, keys=guarded.keys / "pete.key") as pete:
+        assert pete.predict("double", rows)["y"].tolist() == [[2.0] * 3]
+        with pytest.raises(Unauthenticated):
+            pete.load("double", timeout=10.0)
 
 
 def test_ipc_needs_no_key(guarded: Guarded) -> None:

@@ -235,14 +235,14 @@ def test_a_slow_worker_does_not_outlast_the_deadline(client: Client) -> None:
     begin = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         client.predict("slow", np.float32([0.6]), timeout=0.15)
-    assert 0.1 < time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 0.5
     assert client.predict("double", floats(1, 1))["y"].shape == (1, 1)
 
 
 def test_what_expires_in_the_queue_is_told_at_once(client: Client) -> None:
     busy = [client.submit("slow", np.float32([0.4])) for _ in range(4)]
     begin = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match="in the queue"):
+    with pytest.raises(DeadlineExceeded, match="waited"):
         client.predict("slow", np.float32([0.0]), timeout=0.1)
     assert time.monotonic() - begin < 0.3
     for reply in busy:

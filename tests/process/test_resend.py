@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tfpool
+from tfpool.client.sync import Client
 from tfpool.errors import DeadlineExceeded, TfpoolError, Unavailable
 from tfpool.testing.fake_worker import FakePool, until
 
@@ -21,6 +24,45 @@ pytestmark = pytest.mark.process
 SOON = 20.0
 MakePool = Callable[..., FakePool]
 REPLICATED = {"replicas": (2, 2), "max_batch_size": 16}
+
+
+class Wire:
+    """A tcp endpoint that leads to a pool. ``cut`` has what is connected hear nothing any more, not even an end."""
+
+    def __init__(self, pool: FakePool) -> None:
+        self._pool = pool
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._cut = threading.Event()
+        self._ends: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._cut.set()
+        self._cut = threading.Event()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(self._pool.endpoint.removeprefix("ipc://"))
+                self._ends += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=(*ends, self._cut), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket, cut: threading.Event) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if cut.is_set():
+                    return
+                sink.sendall(data)
+
+    def close(self) -> None:
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
 
 def floats(*shape: int) -> Any:
@@ -112,7 +154,7 @@ def test_what_changes_state_is_not_run_again(make_pool: MakePool) -> None:
         until(lambda: any(row["model"] == "counter" for row in client.queues()))
         kill(pool)
         for reply in sent:
-            with pytest.raises(Unavailable, match="may have run"):
+            with pytest.raises(Unavailable, match="changes state"):
                 reply.result(SOON)
         assert slow.result(SOON)["y"].tolist() == [np.float32(1.0)]
         assert client.predict("counter", np.float32([0.0]))["total"].shape == (1,)
@@ -131,6 +173,23 @@ def test_a_cancelled_request_is_not_asked_for_again(make_pool: MakePool) -> None
             assert reply.result(SOON)["y"].tolist() == [np.float32(0.2)]
         assert replies[2].cancelled()
         assert client.stats()["models"]["slow"]["requests"] == 3
+
+
+def test_a_host_that_vanishes_is_noticed(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No packet comes any more, not even one that ends the connection."""
+    monkeypatch.setattr("tfpool.client.link.HEARTBEAT_MS", 100)
+    monkeypatch.setattr("tfpool.client.link.SILENCE_MS", 300)
+    pool = make_pool([("slow", {"max_batch_size": 1}), ("double", {})])
+    wire = Wire(pool)
+    try:
+        with Client(wire.endpoint, timeout=SOON) as client:
+            reply = client.submit("slow", np.float32([0.5]))
+            until(client.queues)
+            wire.cut()
+            assert client.predict("double", floats(1, 2))["y"].tolist() == [[0.0, 2.0]]
+            assert reply.result(SOON)["y"].tolist() == [np.float32(0.5)]
+    finally:
+        wire.close()
 
 
 def test_nobody_comes_back(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,14 @@ def test_other_files_or_other_options_are_another_model(changed: str, monkeypatc
     check_rest(new)
 
 
+def test_other_batching_is_no_other_model() -> None:
+    old = ready(model(), workers=1)
+    new = successor(old, model(batching=BatchingSettings(max_batch_size=3, allowed_batch_sizes=(1, 3))))
+    new.settle()
+    assert adopted(new)
+    assert new.serving() == [1]
+
+
 def test_a_worker_that_holds_a_version_is_preferred_to_an_emptier_one() -> None:
     models = [model(name) for name in "abcd"]
     old = ready(*models)

@@ -203,9 +203,13 @@ def test_replicas_elsewhere_leave_and_come_back_when_it_has_been_quiet(workers: 
     world = ready(model("m", replicas=(2, 2)), model("n", replicas=(2, 2)), workers=workers)
     version = version_of(world)
     assert len(version.serving()) == 2
-    worker = [crash(world) for _ in range(CRASHES_TO_ISOLATE)][-1]
+    for _ in range(CRASHES_TO_ISOLATE - 1):
+        crash(world)
+    loads = world.residence.loads
+    worker = crash(world)
     assert version.serving() == [worker]
     assert len(version_of(world, "n").serving()) == workers - 1
+    assert world.residence.loads == loads + workers - 1, "neither is loaded where it does not stay"
     world.now += ISOLATED_SECONDS - 1
     world.settle()
     assert version.isolated
@@ -259,6 +263,22 @@ def test_where_there_is_no_room_of_its_own_it_stays_where_it_is(settings: list[o
     crash(world)
     assert version_of(world).state is State.FAILED
     assert version_of(world, "n").state is State.AVAILABLE
+
+
+def test_another_worker_becomes_its_own_where_the_first_cannot_be_emptied() -> None:
+    """Memory there is for neither without the other leaving."""
+    world = ready(model("m"), model("n", pin=("w0",)), model("o"), memory=(BASE + 4 * MIB) * 10 // 9)
+    world.disk.sizes.update({"/m/1": 2 * MIB, "/n/1": MIB, "/o/1": 3 * MIB})
+    for name in ("w0", "w1"):
+        world.lose(name)
+    world.settle()
+    for _ in range(CRASHES_TO_ISOLATE):
+        crash(world)
+    version = version_of(world)
+    assert version.isolated == "w1"
+    assert version.serving() == ["w1"]
+    assert [world.answered(settled(world, world.request(name))) for name in "nom"] == [1, 1, 1]
+    check_rest(world)
 
 
 def test_the_only_worker_is_nobodys_own() -> None:

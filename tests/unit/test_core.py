@@ -492,6 +492,15 @@ def test_what_is_held_has_a_deadline(core: Core) -> None:
     assert not late.done()
 
 
+def test_what_never_left_has_a_deadline_too(core: Core) -> None:
+    reply = ask(core, floats(1), deadline=2.0)
+    core.hold()
+    assert 2.0 <= core.next_expiry() <= 2.0 + GRACE_SECONDS
+    core.expire(3.0, "nobody is there")
+    assert isinstance(reply.exception(), DeadlineExceeded)
+    assert not core.busy
+
+
 @pytest.mark.parametrize("resent_only", [True, False])
 def test_what_is_held_can_be_given_up(core: Core, resent_only: bool) -> None:
     left = ask(core, floats(1))

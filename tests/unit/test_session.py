@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ from tfpool.client.reply import Reply
 from tfpool.client.session import ATTEMPT_SECONDS, MOST_REFUSALS, PATIENCE_SECONDS, Session
 from tfpool.errors import Cancelled, DeadlineExceeded, Unauthenticated, Unavailable
 from tfpool.keys import ClientKeys
+from tfpool.testing.leaks import descriptors
 from tfpool.wire import messages
 from tfpool.wire.messages import Flag, Verb
 from tfpool.wire.tensors import Buffer
@@ -261,6 +263,28 @@ def test_an_arena_is_offered_first_and_to_each_broker_anew() -> None:
     assert offers[0][3] != offers[1][3]
     story.session.close(0.3, 0)
     assert story.verbs() == [Verb.HELLO, Verb.PREDICT, Verb.BYE]
+    assert not any(what.startswith("/memfd:tfpool-client") for _, what in descriptors())
+
+
+def test_the_memory_of_a_lost_arena_goes_with_the_last_request_in_it() -> None:
+    """Also where the user keeps the futures."""
+    story = Story(Link("ipc:///somewhere"))
+    story.at(0.0, Change.UP)
+    story.link.inbox.append([messages.encode(Verb.WELCOME, [True])])
+    story.session.receive()
+    large = np.ones((1, story.core._crossover), np.uint8)
+    kept, cancelled = (story.core.submit("m", large, FAR) for _ in range(2))
+    story.at(0.1)
+    arena = weakref.ref(kept.store)
+    assert kept.store is cancelled.store
+    cancelled.cancel()
+    story.at(0.2, Change.ENDED)
+    assert arena() is not None
+    story.at(0.3, Change.UP)
+    assert bytes(story.link.sent[-1][-1][1]) == large.tobytes()
+    assert arena() is None
+    assert sum(what.startswith("/memfd:tfpool-client") for _, what in descriptors()) == 1
+    story.session.close(0.4, 0)
 
 
 def test_closing_cancels_everything() -> None:

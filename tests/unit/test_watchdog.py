@@ -86,6 +86,7 @@ def test_who_speaks_again_is_given_work_again(kennel: Kennel) -> None:
     assert kennel.pass_by(HANG, "a") == [Quiet(a, True)]
     assert kennel.pass_by(1) == [Quiet(a, False)]
     assert stuck(kennel.pass_by(HANG, "a")) == []
+    assert len(stuck(kennel.pass_by(1, "a"))) == 1
 
 
 @pytest.mark.parametrize(

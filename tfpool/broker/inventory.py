@@ -28,7 +28,7 @@ class Item(NamedTuple):
 
 
 def order(version: Version) -> tuple[str, str, dict[str, Any]]:
-    """How a worker is told to load a version: two that are ordered alike are the same."""
+    """How a worker is told to load a version."""
     options = {
         "stateful": list(version.settings.stateful),
         "sizes": list(version.settings.batching.allowed_batch_sizes),
@@ -53,16 +53,22 @@ class Inventory:
         return (item for items in self._by_name.values() for item in items)
 
     def find(self, version: Version) -> Item | None:
-        """What can serve as this very version: the same files, loaded in the same way."""
-        items = self._by_name.get(str(version.key), ())
-        alike = (item for item in items if (item.name, item.path, item.options) == order(version))
-        return next(alike, None)
+        """What can serve as this very version: the same files, loaded in the same way. How it was warmed up is past."""
+        items = self._by_name.get(str(version.key))
+        if not items:
+            return None
+        wanted = _identity(*order(version)[1:])
+        return next((item for item in items if _identity(item.path, item.options) == wanted), None)
 
     def remove(self, item: Item) -> None:
         items = self._by_name[item.name]
         items.remove(item)
         if not items:
             del self._by_name[item.name]
+
+
+def _identity(path: str, options: dict[str, Any]) -> tuple[Any, ...]:
+    return path, options["fingerprint"], options["stateful"]
 
 
 def hopeless(item: Item, model: Model | None) -> bool:

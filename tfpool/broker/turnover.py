@@ -74,7 +74,8 @@ class Turnover:
     def isolate(self, version: Version, worker: str) -> bool:
         """Give a version a worker to itself, ``worker`` if that can be; see :meth:`tend`.
 
-        False where there is none to give: another is left for the others, and each of them must be able to go there.
+        False where there is none to give: one is left for the others, and each of them must have somewhere to go, now
+        or when a request wakes it.
         """
         pins = version.settings.pin
         free = [link for link in self._fleet.candidates() if not link.kept_for]
@@ -82,17 +83,20 @@ class Turnover:
             return False
         able = [link for link in free if (not pins or link.name in pins) and not link.drained]
         able = [link for link in able if version.on.get(link.name) is not State.DRAINING]
+        others = [other for other in self._registry.versions() if other is not version and self._placeable(other)]
         for link in sorted(able, key=lambda link: (link.name != worker, len(self._held(link)))):
             link.kept_for, version.isolated = version.handle, link.name
-            try:
-                for one in (version, *self._only_here(link)):
-                    self._room.able(one)
-            except TfpoolError:
-                link.kept_for, version.isolated = 0, ""
-                continue
-            self._seclude(version, link)
-            return True
+            if all(self._placeable(one) for one in (version, *others)):
+                self._seclude(version, link)
+                return True
+            link.kept_for, version.isolated = 0, ""
         return False
+
+    def _placeable(self, version: Version) -> bool:
+        try:
+            return bool(self._room.able(version))
+        except TfpoolError:
+            return False
 
     def _seclude(self, version: Version, link: Link) -> None:
         """Others are loaded elsewhere, and the version on its own worker."""

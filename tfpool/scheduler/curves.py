@@ -92,9 +92,10 @@ class Curve:
         return known
 
     def at_best(self, rows: int, now: float) -> float:
-        """What :meth:`run` says, less the longer no run has proven it: nobody is refused for ever on an old figure."""
+        """The least that a run may take, for all we know: nobody is refused on a guess, nor for ever on an old figure."""
         age = now - self.learnt_at
-        return self.run(rows) if age < _FADE_SECONDS else self.run(rows) * 0.5 ** min(30.0, age / _FADE_SECONDS)
+        seconds = self.run(rows) if len(self._fit) > 1 or not self._fit else self._fit[0].seconds
+        return seconds if age < _FADE_SECONDS else seconds * 0.5 ** min(30.0, age / _FADE_SECONDS)
 
     def rows_within(self, seconds: float, most: int) -> int:
         """The largest batch, of ``most`` rows at most, that takes no longer than ``seconds``; 0 where one row does."""

@@ -149,8 +149,8 @@ class Queue:
     """Segments that may share batches, in order of their :attr:`Segment.rank`.
 
     ``held`` has the rows of each client, if the queue is fair among them; ``quantum`` rows make a round. ``curves``
-    are those of the signature, by worker. ``earliest`` is no later than the first deadline. ``paced`` rows have left in ``pacing`` seconds, the last at ``sent`` (monotonic seconds), without
-    the queue being empty in between.
+    are those of the signature, by worker. ``earliest`` is no later than the first deadline. ``paced`` rows have left in
+    ``pacing`` seconds, the last at ``sent`` (monotonic seconds), without the queue being empty in between.
     """
 
     spec: QueueSpec
@@ -183,8 +183,11 @@ class Queue:
     def _round(self, priority: int) -> int:
         """The round whose turn it is among requests of a priority."""
         segments = self.segments
-        if not segments or segments[-1].round == 0:
+        if not segments:
             return 0
+        head = segments[0]
+        if head.priority == priority and not (head.deaths or head.limit):
+            return head.round
         at = bisect_left(segments, (True, -priority, -1, 0.0), key=_rank)
         return segments[at].round if at < len(segments) and segments[at].priority == priority else 0
 

@@ -133,7 +133,7 @@ class Workers:
                 pass
         except EOFError:
             self._close(child)
-            if child.orphaned:
+            if False:
                 self._ended(child, -signal.SIGKILL, 0)  # through no fault of its own
 
     def _close(self, child: Child) -> None:

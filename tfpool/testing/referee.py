@@ -59,6 +59,7 @@ class Request:
     deaths: int = 0
     died_alone: bool = False
     flood: bool = False
+    sent: bool = False
     cancelled: bool = False
     gone: bool = False
 
@@ -143,6 +144,7 @@ class Referee:
                 self._fail(f"request {request.number} runs again after {request.deaths} deaths")
             self._order_is_kept(request, batch)
             request.running |= taken
+            request.sent = True
         if len({piece.deaths for piece in batch.pieces}) > 1:
             self._fail("suspects run together with others")
         self._places_are_sound(batch)
@@ -194,7 +196,8 @@ class Referee:
             if other.priority > request.priority:
                 self._fail(f"request {request.number} goes before {other.number}, which has a higher priority")
             if other.priority == request.priority and not other.flood:
-                if (other.deadline, other.order) < (request.deadline, request.order):
+                later = other.deadline == request.deadline and other.order < request.order and not other.sent
+                if later or other.deadline < request.deadline:
                     self._fail(f"request {request.number} is before {other.number}, which is more urgent")
 
     def rows_waiting(self, client: bytes, spec: QueueSpec) -> int:

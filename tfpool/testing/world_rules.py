@@ -55,7 +55,7 @@ def _check_link(world: World, link: Link) -> None:
     for handle in loading:
         assert states[handle] in (State.LOADING, State.WARMING, State.DRAINING)
     assert link.reserved.keys() <= link.loading, "memory is reserved for what is not loading"
-    for servable, route in world.scheduler._routes.items():
+    for servable, route in world.scheduler.staff._routes.items():
         if link.name in route.workers:
             assert states.get(servable.life) in (State.AVAILABLE, State.DRAINING), f"{servable} is routed"
     if bell is not None:

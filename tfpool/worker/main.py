@@ -23,8 +23,8 @@ from tfpool.wire.messages import Bell, unpack
 from tfpool.worker import loader, memory, warmup
 from tfpool.worker.boot import Boot, give_way, quiet_stderr
 from tfpool.worker.executor import Executor, Outcome, Servable
-from tfpool.worker.measuring import Curve, measure
 from tfpool.worker.holdings import Holding, Holdings
+from tfpool.worker.measuring import Curve, measure
 from tfpool.worker.voice import Voice
 
 _BEAT_SECONDS = 1.0
