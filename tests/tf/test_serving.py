@@ -284,7 +284,7 @@ def test_a_worker_killed_under_load_costs_no_request(own: Callable[..., tfpool.P
 
 
 def test_an_input_that_aborts_tensorflow_is_given_up_and_the_pool_recovers(client: tfpool.Client) -> None:
-    with pytest.raises(Unavailable, match="died while running this"):
+    with pytest.raises(FailedPrecondition, match="in quarantine: 2 workers died while running it"):
         client.predict("crash", np.float32([makers.CRASH_VALUE]), timeout=SOON)
     assert client.predict("crash", np.float32([1.0]), timeout=SOON)["y"].tolist() == [1.0]
     assert client.predict("half_plus_two", np.float32([2.0]), timeout=SOON)["y"].tolist() == [3.0]

@@ -183,14 +183,18 @@ class Session:
 
 
 def _refusal(change: Change, link: Way) -> TfpoolError:
-    """What a failed handshake means."""
+    """What a failed handshake means. Which side notices a mismatch first, and breaks off, is a matter of chance."""
     where, ours = link.endpoint, link.keys is not None
+    broken_off = f"{where} broke the handshake off:"
+    name_one = "(--keys, TFPOOL_KEYS, keys=)"
     if change == Change.DENIED:
         return Unauthenticated(f"{where} does not let this key in: is it authorized there, and for this endpoint?")
     if change == Change.MISMATCH and ours:
         return Unauthenticated(f"{where} has no keys, so nothing proves that it is the server of the key file")
     if change == Change.MISMATCH:
-        return Unauthenticated(f"{where} lets in who has a key only: name the key file (--keys, TFPOOL_KEYS, keys=)")
+        return Unauthenticated(f"{where} lets in who has a key only: name the key file {name_one}")
     if ours:
-        return Unauthenticated(f"{where} broke the handshake off: it may not be the server of the key file")
+        return Unauthenticated(f"{broken_off} it is not the server of the key file, or has no keys")
+    if change == Change.BROKEN_OFF and where.startswith("tcp://"):
+        return Unauthenticated(f"{broken_off} it lets in who has a key only {name_one}, or is no pool")
     return Unavailable(f"what listens at {where} is no pool, or refuses connections")

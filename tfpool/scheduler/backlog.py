@@ -70,6 +70,16 @@ class Backlog:
             self.queues.pop(queue.spec.id, None)
         return name not in self._waiting
 
+    def level(self, model: str) -> int | None:
+        """The highest priority of what a model has waiting against that of others; None where nothing does."""
+        best = None
+        for queue in self._waiting[model].values():
+            if queue.segments:
+                level = queue.spec.policy.priority + queue.segments[0].priority
+                if best is None or level > best:
+                    best = level
+        return best
+
     def of_model(self, name: str) -> list[Queue]:
         """Queues of a model in which something waits."""
         group = self._waiting.get(name)

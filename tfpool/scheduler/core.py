@@ -175,8 +175,8 @@ class Scheduler:
             queue = self._next_queue(worker, now)
             if queue is None:
                 return
-            most = self.cap(queue, worker.name)
             curve = queue.curves.get(worker.name)
+            most = 1 if queue.rows == 1 else self.cap(queue, worker.name)
             start = max(now, worker.busy_until) if worker.batches else now
             if curve is not None and queue.segments[0].deadline - start < curve.run(most):
                 most, hopeless_ones = triage(queue, curve, start, most, now)
@@ -185,17 +185,19 @@ class Scheduler:
                 if not queue.segments:
                     self.staff.rest(queue)
                     continue
-            if not self._fits(queue, worker, actions):
-                if worker.name in self.staff.starved:
-                    return
+            if self._send(queue, worker, most, start, now, actions):
                 continue
-            self._send(queue, worker, most, start, now, actions)
+            if not self._never_fits(queue, worker, actions):
+                self.staff.starved[worker.name] = worker
+                return
 
     def _send(
         self, queue: Queue, worker: Worker, most: int, start: float, now: float, actions: list[ev.Action]
-    ) -> None:
-        """Have a batch leave a queue."""
+    ) -> bool:
+        """Have a batch leave a queue; False where the arena has no room for it."""
         batch = self._former.form(queue, worker.name, worker.holder, self.staff.sharers(queue, worker), most, now)
+        if batch is None:
+            return False
         worker.batches[batch.id] = batch
         worker.busy_until = start + batch.thought
         spec = queue.spec
@@ -204,20 +206,23 @@ class Scheduler:
             if worker.last_model:
                 worker.shared_until = now + SHARED_SECONDS
             worker.last_model = model
+        worker.turns.start(model, batch.thought / spec.policy.weight, self.backlog.level(model))
         if queue.segments:
             paced(queue, batch.rows, now)
-            worker.turns.start(model, batch.thought / spec.policy.weight, queue.level)
         else:
-            worker.turns.start(model, batch.thought / spec.policy.weight)
             self.staff.rest(queue)
         if worker.wide:
             self.staff.busy(worker)
         self._flying += batch.requests
         self._last = batch
         actions.append(ev.Dispatch(batch))
+        return True
 
     def _next_queue(self, worker: Worker, now: float) -> Queue | None:
         """The queue whose turn it is, if it may send this worker a batch already."""
+        first = worker.turns.first()
+        if first is None:
+            return None
         running = worker.running
         enough = 0
         if running is not None:
@@ -229,14 +234,17 @@ class Scheduler:
                 if running.thought > LONG_RUN and ripe > now:
                     self.staff.ripen(worker, ripe)
                     return None
-        found: Queue | None = None
+        found = self._ready_queue(first, worker, enough, now)
+        if found is not None or enough:
+            return found
 
         def ready(model: str) -> bool:
             nonlocal found
-            found = self._ready_queue(model, worker, enough, now)
+            found = self._ready_queue(model, worker, 0, now)
             return found is not None
 
-        return found if worker.turns.pick(ready, first_only=enough > 0) is not None else None
+        worker.turns.pick(ready)
+        return found
 
     def _ready_queue(self, model: str, worker: Worker, enough: int, now: float) -> Queue | None:
         """The most urgent queue of a model among those that may send a batch now (to be staged: of ``enough`` rows)."""
@@ -256,18 +264,15 @@ class Scheduler:
                 best = queue
         return best
 
-    def _fits(self, queue: Queue, worker: Worker, actions: list[ev.Action]) -> bool:
-        """Whether the head of a queue can have room. One that never can is refused; else its worker is starved."""
+    def _never_fits(self, queue: Queue, worker: Worker, actions: list[ev.Action]) -> bool:
+        """Whether the head of a queue can never have room, however empty the arena; it is refused then."""
         need, allowed = self._former.needs(queue, worker.name), self.layout.largest
-        if need > allowed:
-            what = f"a request of {queue.spec.servable} needs {need} bytes of shared memory"
-            error = ResourceExhausted(f"{what}; shm_budget allows {allowed}")
-            self._refuse(queue.spec, [queue.take_one()], error, actions)
-            self.staff.rest(queue)
+        if need <= allowed:
             return False
-        if need and not self.layout.has_room(need):
-            self.staff.starved[worker.name] = worker
-            return False
+        what = f"a request of {queue.spec.servable} needs {need} bytes of shared memory"
+        error = ResourceExhausted(f"{what}; shm_budget allows {allowed}")
+        self._refuse(queue.spec, [queue.take_one()], error, actions)
+        self.staff.rest(queue)
         return True
 
     # -- answers -----------------------------------------------------------------------------------------------

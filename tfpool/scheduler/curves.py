@@ -92,7 +92,7 @@ class Curve:
         return known
 
     def at_best(self, rows: int, now: float) -> float:
-        """The least that a run may take, for all we know: nobody is refused on a guess, nor for ever on an old figure."""
+        """The least that a run may take: nobody is refused on a guess, nor for ever on an old figure."""
         age = now - self.learnt_at
         seconds = self.run(rows) if len(self._fit) > 1 or not self._fit else self._fit[0].seconds
         return seconds if age < _FADE_SECONDS else seconds * 0.5 ** min(30.0, age / _FADE_SECONDS)

@@ -50,8 +50,18 @@ class Turns:
         if self._finish.get(model, 0.0) <= self._virtual:
             self._finish.pop(model, None)
 
-    def pick(self, ready: Callable[[str], bool], first_only: bool) -> str | None:
-        """The model whose turn it is: the first in order, or the first in order that is ``ready``."""
+    def first(self) -> str | None:
+        """The model whose turn it is."""
+        heap, waiting = self._heap, self._waiting
+        while heap:
+            level, tag, _, model = heap[0]
+            if waiting.get(model) == (level, tag):
+                return model
+            heappop(heap)
+        return None
+
+    def pick(self, ready: Callable[[str], bool]) -> str | None:
+        """The first model in order that is ``ready``."""
         heap, waiting = self._heap, self._waiting
         passed: list[tuple[int, float, int, str]] = []
         found = None
@@ -63,22 +73,24 @@ class Turns:
             if ready(model):
                 found = model
                 break
-            if first_only:
-                break
             passed.append(heappop(heap))
         for entry in passed:
             heappush(heap, entry)
         return found
 
-    def start(self, model: str, seconds: float, level: int = 0) -> None:
+    def start(self, model: str, seconds: float, level: int | None = None) -> None:
         """A batch of ``model`` starts, thought to cost ``seconds`` (already over the weight); what else it has waiting
-        is of this level."""
+        is of this level (None: nothing waits)."""
         place = self._waiting.get(model)
         tag = max(self._virtual, self._finish.get(model, 0.0)) if place is None else place[1]
         if tag > self._virtual:
             self._virtual = tag
         self._finish[model] = tag + seconds
-        if place is not None:
+        if place is None:
+            return
+        if level is None:
+            del self._waiting[model]
+        else:
             self._place(model, -level, tag + seconds)
 
     def settle(self, model: str, seconds: float) -> None:

@@ -23,13 +23,13 @@ class Former:
             return 0
         return max(1, input_bytes(queue, head.rows))  # empty tensors take a block too
 
-    def form(self, queue: Queue, worker: WorkerName, holder: Hashable, sharers: int, most: int, now: float) -> Batch:
+    def form(
+        self, queue: Queue, worker: WorkerName, holder: Hashable, sharers: int, most: int, now: float
+    ) -> Batch | None:
         """The next batch of a queue: as large as it may be (``most`` rows, but for a larger head) and as the arena has
-        room for, shared with so many workers.
-
-        There must be room for its head (see :meth:`needs`).
-        """
+        room for, shared with so many workers. None where there is no room for its head."""
         spec, head = queue.spec, queue.segments[0]
+        curve = queue.curves.get(worker)
         alone = in_place(queue, _head_seconds(queue, worker)) if head.regions is not None else 0
         lease = None
         if alone:
@@ -39,11 +39,12 @@ class Former:
         else:
             rows = batch_rows(queue, sharers, most)
             while (lease := self._lease(queue, rows, holder)) is None:
+                if rows <= head.rows:
+                    return None
                 rows = max(rows // 2, head.rows)
             pieces = queue.take(rows) if batches(spec) else [queue.take_one()]
         self._next += 1
         batch = plan(self._next, queue, worker, pieces, lease, bool(alone), now)
-        curve = queue.curves.get(worker)
         if curve is not None:
             batch.thought = curve.run(pieces[0].rows) * alone if alone else curve.run(batch.padded)
         return batch

@@ -12,8 +12,8 @@ memory of its own.
 
 from __future__ import annotations
 
-from tfpool.scheduler.work import Batch, BatchId, InputPlace, Queue, QueueSpec, Segment, WorkerName
-from tfpool.shm.layout import Lease, align
+from tfpool.scheduler.work import NEVER, Batch, BatchId, InputPlace, Queue, QueueSpec, Segment, WorkerName
+from tfpool.shm.layout import ALIGN, Lease, align
 
 COPY_BYTES_PER_SECOND = 8e9
 GATHER_WORTH = 4.0
@@ -68,7 +68,9 @@ def batch_rows(queue: Queue, sharers: int, most: int) -> int:
 def padded_rows(queue: Queue, rows: int) -> int:
     """The rows that the tensors of a batch of ``rows`` have: the next allowed size."""
     policy = queue.spec.policy
-    if policy.sizes and policy.pad and batches(queue.spec):
+    if not policy.sizes:
+        return rows
+    if policy.pad and batches(queue.spec):
         return next((size for size in policy.sizes if size >= rows), rows)
     return rows
 
@@ -78,10 +80,10 @@ def input_bytes(queue: Queue, rows: int) -> int:
     spec = queue.spec
     times = padded_rows(queue, rows) if spec.by_rows else 1
     total = 0
-    for i, item in enumerate(spec.inputs):
-        total += align(item.row_bytes * times)
-        if item.text:
-            total += align(text_bytes(queue, i, rows))
+    for item in spec.inputs:
+        total += (item.row_bytes * times + ALIGN - 1) & -ALIGN
+    if spec.has_text:
+        total += sum(align(text_bytes(queue, i, rows)) for i, item in enumerate(spec.inputs) if item.text)
     return total
 
 
@@ -122,7 +124,13 @@ def plan(
 ) -> Batch:
     """Lay a batch out in its lease. ``alone``: the inputs stay where they are, the lease is for outputs only."""
     spec = queue.spec
-    rows = sum(p.count * p.rows for p in pieces)
+    rows = requests = 0
+    start_by = NEVER
+    for piece in pieces:
+        requests += piece.count
+        rows += piece.count * piece.rows
+        if piece.deadline < start_by:
+            start_by = piece.deadline
     padded = rows if alone else padded_rows(queue, rows)
     times = padded if spec.by_rows else 1
     places: list[InputPlace] = []
@@ -130,7 +138,7 @@ def plan(
     text = 0
     for item in () if alone else spec.inputs:
         start = offset
-        offset += align(item.row_bytes * times)
+        offset += (item.row_bytes * times + ALIGN - 1) & -ALIGN
         payload, nbytes = offset, 0
         if item.text:
             for piece in pieces:
@@ -140,6 +148,19 @@ def plan(
             offset += align(nbytes)
         places.append(InputPlace(start, payload, nbytes))
     room = lease.offset + lease.nbytes - offset if lease else 0
-    batch = Batch(batch_id, queue, worker, pieces, rows, padded, lease, alone, tuple(places), offset, room, now)
-    batch.start_by = min([piece.deadline for piece in pieces])
-    return batch
+    return Batch(
+        batch_id,
+        queue,
+        worker,
+        pieces,
+        requests,
+        rows,
+        padded,
+        lease,
+        alone,
+        tuple(places),
+        offset,
+        room,
+        now,
+        start_by,
+    )

@@ -133,11 +133,15 @@ class Staff:
     def rest(self, queue: Queue) -> None:
         """A queue may have become empty: keep the turns in step."""
         if self._backlog.rest(queue):
-            model = queue.spec.servable.name
-            seats = self._seats.pop(model, None)
+            servable = queue.spec.servable
+            model = servable.name
+            seats = self._seats.get(model)
             if seats is not None:
                 for worker in seats.values():
                     worker.turns.leave(model)
+                route = self._routes.get(servable)
+                if route is None or route.wide:
+                    del self._seats[model]
 
     def idle(self, worker: Worker) -> None:
         """A worker has nothing to run: what waits on its wide routes takes part in its turns."""

@@ -65,6 +65,10 @@ class QueueSpec:
     batchable: bool
     retry: bool
     policy: BatchPolicy
+    has_text: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "has_text", any(item.text for item in self.inputs))
 
 
 @dataclass(slots=True)
@@ -315,6 +319,7 @@ class Batch:
     queue: Queue
     worker: WorkerName
     pieces: list[Segment]
+    requests: int
     rows: int
     padded: int
     lease: Lease | None
@@ -323,13 +328,9 @@ class Batch:
     out_offset: int
     out_bytes: int
     sent: float
+    start_by: float
     thought: float = 0.0
-    start_by: float = NEVER
     begun: float = 0.0
-    requests: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.requests = sum(piece.count for piece in self.pieces)
 
     @property
     def spec(self) -> QueueSpec:

@@ -133,7 +133,7 @@ class Workers:
                 pass
         except EOFError:
             self._close(child)
-            if False:
+            if child.orphaned:
                 self._ended(child, -signal.SIGKILL, 0)  # through no fault of its own
 
     def _close(self, child: Child) -> None:

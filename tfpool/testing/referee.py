@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from collections.abc import Sequence
 
 from tfpool.errors import (
     Cancelled,
@@ -14,105 +11,23 @@ from tfpool.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    TfpoolError,
     Unavailable,
 )
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.backlog import EXPIRY_STEP
-from tfpool.scheduler.core import MAX_DEATHS, Scheduler
+from tfpool.scheduler.core import MAX_DEATHS
 from tfpool.scheduler.sizing import batches, input_bytes, output_bytes
-from tfpool.scheduler.work import LEAST_QUANTUM, Batch, Queue, QueueSpec, Segment
+from tfpool.scheduler.work import Batch, Queue, QueueSpec, Segment
 from tfpool.shm.layout import Lease
-from tfpool.types import ModelKey
+from tfpool.testing.game import Request
+from tfpool.testing.game_book import Book
 
 CREDITS = 2
-RECENT = 60
-Id = tuple[bytes, int]
 
 
-class Violation(AssertionError):
-    """The scheduler did what it must not."""
-
-
-class Name(str):
-    """A worker's name that hashes alike in every process, so that a seed is the same game everywhere."""
-
-    def __hash__(self) -> int:
-        return int.from_bytes(self.encode(), "little")
-
-
-@dataclass(slots=True)
-class Request:
-    """One request's story. ``running`` and ``answered`` are row ranges; a request without rows counts as one."""
-
-    spec: QueueSpec
-    client: bytes
-    number: int
-    rows: int
-    deadline: float
-    priority: int
-    order: int
-    poison: bool
-    killer: bool
-    outcome: str = ""
-    running: set[int] = field(default_factory=set)
-    answered: set[int] = field(default_factory=set)
-    deaths: int = 0
-    died_alone: bool = False
-    flood: bool = False
-    sent: bool = False
-    cancelled: bool = False
-    gone: bool = False
-
-    @property
-    def waiting(self) -> int:
-        """Rows that lie in the queue."""
-        return 0 if self.outcome or self.gone else self.rows - len(self.running) - len(self.answered)
-
-
-@dataclass(slots=True)
-class Source:
-    """Where a segment's buffers came from: the requests they were sent with."""
-
-    first: int
-    count: int
-    rows: int
-
-
-@dataclass(slots=True)
-class Worker:
-    """One worker process, or the gap where one was."""
-
-    name: str
-    models: list[ModelKey]
-    generation: int = 0
-    alive: bool = False
-    draining: bool = False
-    batches: deque[Batch] = field(default_factory=deque)
-    routes: set[ModelKey] = field(default_factory=set)
-
-    @property
-    def holder(self) -> tuple[str, int]:
-        return self.name, self.generation
-
-
-class Referee:
-    """What has happened so far in one game, and what must hold. ``calm``: nobody dies, cancels or fails."""
-
-    scheduler: Scheduler
-    workers: dict[str, Worker]
-
-    def __init__(self, seed: int, calm: bool) -> None:
-        self.seed = seed
-        self.now = 0.0
-        self.requests: dict[Id, Request] = {}
-        self.counts: dict[str, int] = {}
-        self._calm = calm
-        self._recent: deque[str] = deque(maxlen=RECENT)
-        self._sources: dict[int, tuple[Source, list[Any]]] = {}
-        self._quarantined: dict[tuple[str, int], int] = {}
-        self._open: dict[Id, Request] = {}
-        self._closed: set[ModelKey] = set()
-        self._roomy = False
+class Referee(Book):
+    """What must hold in a game."""
 
     def _dispatched(self, batch: Batch) -> None:
         worker, spec, policy = self.workers[batch.worker], batch.spec, batch.spec.policy
@@ -142,9 +57,8 @@ class Referee:
             whole = request.rows <= policy.max_rows  # each part of a larger one has lives of its own
             if (whole and request.deaths >= MAX_DEATHS and request.died_alone) or (request.deaths and not spec.retry):
                 self._fail(f"request {request.number} runs again after {request.deaths} deaths")
-            self._order_is_kept(request, batch)
             request.running |= taken
-            request.sent = True
+        self._order_is_kept(batch, [request for request, _ in requests])
         if len({piece.deaths for piece in batch.pieces}) > 1:
             self._fail("suspects run together with others")
         self._places_are_sound(batch)
@@ -179,29 +93,37 @@ class Referee:
                 self._fail(f"{batch.rows} rows were padded to {batch.padded}, expected {expected}")
         elif batch.padded != batch.rows:
             self._fail("rows were padded, though pad is off")
-        elif self._roomy and batch.rows not in sizes and batch.rows > min(sizes):
+        elif self.table.roomy and batch.rows not in sizes and batch.rows > min(sizes):
             mine = [request for request in self._open.values() if request.spec is spec]
             if not batch.pieces[0].limit and all(r.rows == 1 and not r.deaths for r in mine):
                 self._fail(f"a batch of {batch.rows} single rows, allowed are {sizes}")
 
-    def _order_is_kept(self, request: Request, batch: Batch) -> None:
-        """What comes back goes first; then higher priorities, then earlier deadlines, then earlier arrivals; but what a
-        client has sent while it had more than a round waiting."""
+    def _order_is_kept(self, batch: Batch, requests: Sequence[Request]) -> None:
+        """What comes back goes first; then higher priorities, then what is within a client's share, then earlier
+        deadlines, then earlier arrivals."""
         if any(piece.limit or piece.deaths for piece in batch.pieces):
             return
-        mine = {other.order for other, _ in self._rows_of(batch)}
+        last: dict[int, Request] = {}
+        for request in requests:
+            found = last.setdefault(request.priority, request)
+            if (request.deadline, request.order) > (found.deadline, found.order):
+                last[request.priority] = request
+        lowest, chosen = min(last), {request.order for request in requests}
+        greedy = [] if self._came_back else [r for r in requests if r.behind >= batch.queue.quantum]
         for other in self._open.values():
-            if other.spec is not batch.spec or other.order in mine or other.waiting != other.rows or other.deaths:
+            if other.spec is not batch.spec or other.order in chosen or other.waiting != other.rows or other.deaths:
                 continue
-            if other.priority > request.priority:
-                self._fail(f"request {request.number} goes before {other.number}, which has a higher priority")
-            if other.priority == request.priority and not other.flood:
-                later = other.deadline == request.deadline and other.order < request.order and not other.sent
-                if later or other.deadline < request.deadline:
-                    self._fail(f"request {request.number} is before {other.number}, which is more urgent")
-
-    def rows_waiting(self, client: bytes, spec: QueueSpec) -> int:
-        return sum(r.waiting for r in self._open.values() if r.client == client and r.spec is spec)
+            if other.priority > lowest:
+                self._fail(f"request {other.number} of {other.client!r} waits behind a lower priority")
+            mine = last.get(other.priority)
+            if mine is None:
+                continue
+            if batch.spec.id not in self._crowded or not batch.spec.policy.fair:
+                earlier = other.order < mine.order and not self._came_back
+                if other.deadline < mine.deadline or (other.deadline == mine.deadline and earlier):
+                    self._fail(f"request {mine.number} of {mine.client!r} goes before {other.number}, more urgent")
+            elif not other.behind and any(r.priority == other.priority and r.order > other.order for r in greedy):
+                self._fail(f"request {other.number} of {other.client!r} waits behind the flood of another client")
 
     def _places_are_sound(self, batch: Batch) -> None:
         lease = batch.lease
@@ -236,7 +158,7 @@ class Referee:
             if len(request.answered) == request.rows:
                 self._settle(request, "answer")
 
-    def _refused(self, action: ev.Refuse) -> None:
+    def _refused(self, action: ev.Refuse, event: ev.Event) -> None:
         for segment in action.segments:
             for number in range(segment.first, segment.first + segment.count):
                 request = self.requests[segment.client, number]
@@ -244,26 +166,36 @@ class Referee:
                     self._fail(f"request {number} is refused after its outcome ({request.outcome})")
                 if request.running and len(request.running) == request.rows:
                     self._fail(f"request {number} is refused while it runs")
-                self._reason_is_true(request, action)
+                self._reason_is_true(request, action.error, event)
                 self._settle(request, type(action.error).__name__)
 
-    def _reason_is_true(self, request: Request, action: ev.Refuse) -> None:
-        error = action.error
+    def _reason_is_true(self, request: Request, error: TfpoolError, event: ev.Event) -> None:
+        early = self._longest(request.spec) if isinstance(event, ev.Turn) else 0.0
         true = {
             Cancelled: request.cancelled,
-            DeadlineExceeded: request.deadline <= self.now + self._longest(request.spec),
+            DeadlineExceeded: request.deadline <= self.now + early,
             InvalidArgument: request.poison or not request.spec.retry,
             Unavailable: request.deaths and not request.spec.retry,
             FailedPrecondition: request.deaths >= MAX_DEATHS and request.died_alone,
             NotFound: request.spec.servable in self._closed,
-            ResourceExhausted: True,
+            ResourceExhausted: isinstance(event, ev.Turn) or self._had_to_go(request, event),
         }[type(error)]
         if not true:
             self._fail(f"request {request.number} is refused with {type(error).__name__}: {error}")
 
+    @staticmethod
+    def _had_to_go(request: Request, event: ev.Event) -> bool:
+        """Only for what comes in, and only what that takes precedence over, a request is pushed out."""
+        if not isinstance(event, ev.Submit):
+            return False
+        coming = event.segment
+        mine = coming.client == request.client and coming.deadline == request.deadline
+        lower = coming.priority > request.priority
+        return mine or lower or (request.spec.policy.fair and request.behind > 0 and not request.deaths)
+
     def _settle(self, request: Request, outcome: str) -> None:
         request.outcome = outcome
-        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+        self.counts[outcome] += 1
         self._open.pop((request.client, request.number), None)
 
     def _books(self) -> None:
@@ -285,33 +217,37 @@ class Referee:
                 self._fail(f"a queue says {queue.rows} rows and has {rows}")
             total += sum(s.count * s.rows for s in queue.segments if not (s.join and s.join.failed))
         waiting = sum(request.waiting for request in self._open.values())
-        gone = any(request.gone for request in self.requests.values())
-        if total < waiting or (total > waiting and not gone):
+        if total < waiting or (total > waiting and not self._left):
             self._fail(f"{total} rows lie in queues, the open requests have {waiting}")
 
     def _conserves_work(self) -> None:
         """After a Turn no worker idles while something ripe that it serves waits, and fits the arena."""
         wakeup = self.scheduler.wakeup()
+        if wakeup <= self.now:
+            self._fail(f"the next wakeup is {wakeup}, which is not after the last")
         for request in self._open.values():
             if request.waiting and request.deadline + EXPIRY_STEP < wakeup:
                 self._fail(f"request {request.number} expires at {request.deadline}, the next wakeup is {wakeup}")
         for worker in self.workers.values():
             if not worker.alive or worker.draining or worker.batches:
                 continue
-            ripe: list[Queue] = []
-            next_ripe = float("inf")
-            for queue in self.scheduler.backlog.queues.values():
-                if not queue.segments or queue.spec.servable not in worker.routes:
-                    continue
-                due = queue.segments[0].arrived + queue.spec.policy.max_wait
-                if due <= self.now or not batches(queue.spec) or queue.rows >= self.scheduler.cap(queue, worker.name):
-                    ripe.append(queue)
-                else:
-                    next_ripe = min(next_ripe, due)
-            if not ripe and next_ripe < wakeup:
-                self._fail(f"a queue of {worker.name} is ripe at {next_ripe}, the next wakeup is {wakeup}")
-            if ripe and all(self._has_room(queue) for queue in ripe):
+            mine = [
+                queue
+                for queue in self.scheduler.backlog.queues.values()
+                if queue.segments and queue.spec.servable in worker.routes
+            ]
+            ripe = [queue for queue in mine if not self._may_wait(queue)]
+            if ripe and all(map(self._has_room, mine)):
                 self._fail(f"{worker.name} idles while {sum(q.rows for q in ripe)} rows wait for it")
+            if any(wakeup > self.now + queue.spec.policy.max_wait for queue in mine) and all(map(self._has_room, mine)):
+                self._fail(f"{worker.name} waits for a larger batch until {wakeup}")
+
+    def _may_wait(self, queue: Queue) -> bool:
+        """Whether what waits may do so for company: some worker would run more of it at a time."""
+        spec = queue.spec
+        serving = [name for name, worker in self.workers.items() if spec.servable in worker.routes]
+        most = max(self.scheduler.cap(queue, name) for name in serving)
+        return batches(spec) and spec.policy.max_wait > 0 and queue.rows < most
 
     def _has_room(self, queue: Queue) -> bool:
         """Whether the head of a queue could be leased its bytes now."""
@@ -325,50 +261,23 @@ class Referee:
 
     def _longest(self, spec: QueueSpec) -> float:
         """Seconds before its deadline that a request may be given up: those of the runs under way, and of its own."""
-        raise NotImplementedError
+        costs = self.table.costs
+        running = (costs[batch.spec.servable] for worker in self.workers.values() for batch in worker.batches)
+        longest = sum(running) + costs[spec.servable]
+        return (40 if self._slowed else 4) * longest * (1 + 2 * 64 / 16)
 
-    # -- help --------------------------------------------------------------------------------------------------
-
-    def _rows_of(self, batch: Batch) -> list[tuple[Request, set[int]]]:
-        found: dict[int, tuple[Request, set[int]]] = {}
-        for piece in batch.pieces:
-            if piece.join is not None:
-                numbers: Iterable[int] = (piece.join.request,)
-                rows = set(range(piece.first, piece.first + piece.count))
-            else:
-                numbers = range(piece.first, piece.first + piece.count)
-                rows = set(range(piece.rows))
-            for number in numbers:
-                request = self.requests[piece.client, number]
-                known = found.setdefault(request.order, (request, set()))[1]
-                if known & rows:
-                    self._fail(f"request {number} is twice in a batch")
-                known |= rows
-        return list(found.values())
-
-    def _waiting_rows(self, spec: QueueSpec) -> int:
-        queue = self.scheduler.backlog.queues.get(spec.id)
-        return queue.rows if queue else 0
-
-    def _fail(self, what: str) -> NoReturn:
-        story = "\n".join(self._recent)
-        raise Violation(f"seed {self.seed}: {what}\n{story}")
+    def _is_over(self) -> None:
+        """What must hold when nothing is due any more."""
+        for request in self._open.values():
+            self._fail(f"request {request.number} of {request.client!r} has no outcome, and nothing is due")
+        layout, accounts = self.scheduler.layout, self.scheduler.accounts
+        if layout.leased_bytes or layout.quarantined_bytes or self.scheduler.waiting_rows():
+            self._fail("something is left in the end")
+        if accounts.nbytes or accounts.rows():
+            self._fail(f"{accounts.rows()} rows and {accounts.nbytes} bytes are charged to somebody in the end")
+        if layout.lease(layout.largest) is None:
+            self._fail("the arena is not whole in the end")
 
 
 def _end(lease: Lease) -> int:
     return lease.offset + lease.nbytes
-
-
-def brief(event: object) -> str:
-    if isinstance(event, (ev.Dispatch, ev.Deliver)):
-        batch = event.batch
-        pieces = [(p.client, p.join.request if p.join else p.first, p.first, p.count, p.rows) for p in batch.pieces]
-        kind = type(event).__name__
-        return f"{kind} {batch.id} {batch.worker} {batch.spec.id} rows {batch.rows} alone {batch.alone} {pieces}"
-    if isinstance(event, ev.Refuse):
-        return f"Refuse {[(s.client, s.first, s.count) for s in event.segments]} {event.error!r}"
-    if isinstance(event, ev.Submit):
-        s = event.segment
-        place = "arena" if s.regions else "frames"
-        return f"Submit {event.spec.id} {(s.client, s.first, s.count, s.rows)} until {s.deadline:.6f} {place}"
-    return str(event)

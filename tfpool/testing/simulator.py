@@ -1,172 +1,151 @@
 """A pool in virtual time: the real scheduler, with workers and clients that are dice.
 
-``python -m tfpool.testing.simulator --seeds N`` plays N games. Each seed is one game: random models, policies and
-arenas; clients that submit, cancel and leave; workers that finish, fail, die and are replaced. After every event the
-simulator compares what the scheduler did with what it may do, and raises :class:`Violation` with the seed and the
-last events.
+``python -m tfpool.testing.simulator --seeds N`` plays N games. Each seed is one game: random models, policies, limits
+and arenas; clients that submit, flood, cancel and leave; workers with every fault that was thought of. After every
+event the referee compares what the scheduler did with what it may do. A game that breaks a rule is shrunk to the few
+moves that it takes, and these are printed with its seed and the last events.
 """
 
 from __future__ import annotations
 
-import heapq
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from heapq import heappop
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
-from tfpool.errors import InvalidArgument, NotFound, TfpoolError
+from tfpool.errors import NotFound
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
-from tfpool.scheduler.work import LEAST_QUANTUM, Batch, BatchPolicy, Input, QueueSpec, Segment
-from tfpool.shm.layout import MIN_BLOCK, Layout
-from tfpool.testing.referee import Name, Referee, Request, Source, Violation, Worker, brief
+from tfpool.scheduler.work import QueueSpec, Segment
+from tfpool.shm.layout import Layout
+from tfpool.testing.game import (
+    ALWAYS,
+    CLIENTS,
+    Act,
+    Move,
+    Name,
+    Request,
+    Source,
+    Table,
+    Violation,
+    Worker,
+    brief,
+    dice,
+    moves,
+)
+from tfpool.testing.game_workers import Workers
 from tfpool.types import ModelKey
 from tfpool.wire.messages import Region
 
-HORIZON = 2.0
+STEPS = 200_000
+SHRINKING_GAMES = 400
+_USAGE = "usage: python -m tfpool.testing.simulator [--seeds N] [--first SEED] [--only MOVE,MOVE,...] [--calm]"
+T = TypeVar("T")
 
 
-class Simulation(Referee):
-    """One game. ``calm``: nobody dies, cancels or fails."""
+class Simulation(Workers):
+    """One game, or what is left of it with only some of its moves. ``calm``: nobody dies, cancels or fails."""
 
-    def __init__(self, seed: int, calm: bool = False) -> None:
-        super().__init__(seed, calm)
-        self._dice = dice = Random(seed)
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._step = 0
-        self._costs: dict[ModelKey, float] = {}
-        self._roomy = dice.random() < 0.5
-        capacity = (1 << 22) if self._roomy else MIN_BLOCK * dice.choice([2, 5, 16, 64])
-        self.scheduler = Scheduler(Layout(capacity), narrow=dice.choice([1, 8]))
-        self._specs = [self._some_spec(i) for i in range(dice.randint(1, 5))]
+    def __init__(self, seed: int, calm: bool = False, only: Iterable[Move] | None = None) -> None:
+        table = Table.of(seed)
+        super().__init__(seed, calm, table, Scheduler(Layout(table.arena), table.limits, narrow=table.narrow))
+        self._specs = list(table.specs)
         self._next_spec = len(self._specs)
-        self._refusals: list[TfpoolError] = []
-        names: list[str] = [Name(f"w{i}") for i in range(dice.randint(1, 3))]
-        self.workers = {name: Worker(name, []) for name in names}
-        for servable in dict.fromkeys(spec.servable for spec in self._specs):
-            self._costs[servable] = dice.choice([0.0005, 0.002, 0.01, 0.05])
-            for name in dice.sample(names, dice.randint(1, len(names))):
-                self.workers[name].models.append(servable)
-        self._plan()
+        self._next_number = dict.fromkeys(CLIENTS, 0)
+        for number, models in enumerate(table.serves):
+            worker = Worker(Name(f"w{number}"), list(models))
+            self.workers[worker.name] = worker
+            self._at(self._chance(worker.name, [0.0, 0.0, 0.3]), worker.name, partial(self._join, worker))
+        for move in moves(seed, calm) if only is None else only:
+            self._at(move.when, f"move {move.number}", partial(self._make, move))
 
-    # -- the dice ----------------------------------------------------------------------------------------------
-
-    def _some_spec(self, number: int) -> QueueSpec:
-        dice = self._dice
-        mutates = dice.random() < 0.15
-        by_rows = dice.random() < 0.9
-        policy = BatchPolicy(
-            max_rows=dice.choice([1, 2, 4, 8, 16, 64]),
-            max_wait=dice.choice([0.0, 0.0, 0.0, 0.004, 0.05]),
-            sizes=dice.choice([(), (), (1, 2, 4, 8, 16, 64), (4, 8), (3, 5)]),
-            pad=dice.random() < 0.6,
-            max_queue_rows=dice.choice([5, 30, 200, 16384]),
-            weight=dice.choice([1.0, 1.0, 0.2, 5.0]),
-        )
-        inputs = tuple(
-            Input((1,), dice.choice([0, 1, 4, 64, 100, 900]), False) if dice.random() < 0.75 else Input((1,), 4, True)
-            for _ in range(dice.choice([1, 1, 1, 2, 3]))
-        )
-        servable = ModelKey(f"m{dice.randint(0, number)}", 1)
-        batchable = by_rows and not mutates and dice.random() < 0.85
-        return QueueSpec(number, servable, 0, inputs, by_rows, batchable, not mutates, policy)
-
-    def _plan(self) -> None:
-        dice = self._dice
-        for worker in self.workers.values():
-            self._at(dice.choice([0.0, 0.0, 0.3]), partial(self._join, worker))
-        for _ in range(dice.choice([5, 20, 60])):
-            self._at(dice.uniform(0.0, HORIZON), self._burst)
-        if self._calm:
-            return
-        for _ in range(dice.choice([0, 2, 6])):
-            self._at(dice.uniform(0.0, HORIZON), self._cancel)
-        for _ in range(dice.choice([0, 0, 1, 4])):
-            self._at(dice.uniform(0.0, HORIZON), self._kill_any)
-        for _ in range(dice.choice([0, 0, 3])):
-            self._at(dice.uniform(0.0, HORIZON), self._toggle)
-        if dice.random() < 0.2:
-            self._at(dice.uniform(0.0, HORIZON), self._client_leaves)
-        if dice.random() < 0.2:
-            self._at(dice.uniform(0.0, HORIZON), self._unload)
-        if dice.random() < 0.3:
-            self._at(dice.uniform(0.0, HORIZON), self._new_queue)
-
-    def _at(self, when: float, what: Callable[[], None]) -> None:
-        self._step += 1
-        heapq.heappush(self._agenda, (when, self._step, what))
+    def _make(self, move: Move) -> None:
+        throw = dice(self.seed, move.number)
+        {
+            Act.SUBMIT: self._submit,
+            Act.CANCEL: self._cancel,
+            Act.LEAVE: self._leave,
+            Act.KILL: self._kill_any,
+            Act.HANG: self._hang,
+            Act.SLOW: self._slow_down,
+            Act.MUTE: self._mute,
+            Act.REPEAT: self._repeat,
+            Act.STALE: self._stale,
+            Act.DRAIN: self._drain,
+            Act.UNROUTE: self._unroute,
+            Act.UNLOAD: self._unload,
+            Act.NEW_QUEUE: self._new_queue,
+        }[move.act](move, throw)
 
     # -- what clients do ---------------------------------------------------------------------------------------
 
-    def _burst(self) -> None:
-        dice = self._dice
-        for _ in range(dice.choice([1, 1, 3, 12])):
-            spec = dice.choice(self._specs)
-            if spec.servable not in self._closed:
-                self._submit(spec)
-
-    def _submit(self, spec: QueueSpec) -> None:
-        dice = self._dice
-        client = dice.choice([b"a", b"b", b"c"])
-        rows = dice.choice([1, 1, 1, 2, 3, 7, 20]) if spec.by_rows else 1
-        count = dice.choice([1, 1, 2, 5, 30]) if spec.by_rows else 1
-        dense = not any(item.text for item in spec.inputs)
+    def _submit(self, move: Move, throw: Random) -> None:
+        spec = throw.choice(self._specs)
+        client = throw.choice(CLIENTS)
+        rows = throw.choice([1, 1, 1, 2, 3, 7, 20]) if spec.by_rows else 1
+        count = throw.choice([1, 1, 2, 5, 30]) if spec.by_rows else 1
+        deadline = self.now + throw.choice([0.003, 0.05, 0.2, 0.5, 3.0, 30.0])
+        priority = throw.choice([0, 0, 0, 1, -1])
+        if move.client:  # a flood
+            spec, client, deadline, priority = self._specs[move.queue % len(self._specs)], move.client, 30.0, 0
+            rows, count = 1, throw.choice([10, 30]) if spec.by_rows else 1
+        if spec.servable in self._closed:
+            return
         regions = reply = None
-        if dense and dice.random() < 0.2:
+        if not any(item.text for item in spec.inputs) and throw.random() < 0.2:
             count = 1
             regions = tuple(Region(4096, item.row_bytes * rows) for item in spec.inputs)
-            reply = Region(8192, 4096) if dice.random() < 0.6 else None
-        first = 1 + max((number for owner, number in self.requests if owner == client), default=-1)
-        deadline = self.now + dice.choice([0.003, 0.05, 0.5, 3.0, 30.0])
-        priority = dice.choice([0, 0, 0, 1, -1])
-        flood = self.rows_waiting(client, spec) + rows * count > LEAST_QUANTUM
+            reply = Region(8192, 4096) if throw.random() < 0.6 else None
+        first = self._next_number[client]
+        self._next_number[client] += count
+        row_bytes = 0 if regions else sum(item.row_bytes for item in spec.inputs)
+        behind = self._rows_waiting(client, spec)
         for number in range(first, first + count):
-            bad = not self._calm
-            request = Request(
-                spec,
-                client,
-                number,
-                rows,
-                deadline,
-                priority,
-                len(self.requests),
-                bad and dice.random() < 0.03,
-                bad and dice.random() < 0.005,
-                flood=flood,
-            )
+            request = Request(spec, client, number, rows, deadline, priority, len(self.requests), row_bytes, behind)
+            behind += rows
+            if not self._calm:
+                request.poison = throw.random() < 0.03
+                request.kills = throw.choice([1, ALWAYS]) if throw.random() < 0.008 else 0
             self.requests[client, number] = self._open[client, number] = request
-        payload = tuple(self._ends(rows * count) for item in spec.inputs if item.text)
+        payload = tuple(self._ends(throw, rows * count) for item in spec.inputs if item.text)
         buffers: list[Any] = [b""] * (len(spec.inputs) + len(payload))
         self._sources[id(buffers)] = Source(first, count, rows), buffers
-        segment = Segment(client, first, count, rows, deadline, self.now, buffers, priority, 0, payload, regions, reply)
-        before = self._waiting_rows(spec)
+        segment = Segment(
+            client,
+            first,
+            count,
+            rows,
+            deadline,
+            self.now,
+            buffers,
+            priority,
+            payload=payload,
+            regions=regions,
+            reply=reply,
+            row_bytes=row_bytes,
+        )
+        before = self._rows_in_queue(spec)
         self._tell(ev.Submit(spec, segment))
-        after = self._waiting_rows(spec)
-        if after > max(before, spec.policy.max_queue_rows):
-            self._fail(f"{after} rows wait, max_queue_rows is {spec.policy.max_queue_rows}")
-        refused = sum(self.requests[client, n].outcome != "" for n in range(first, first + count))
-        too_slow = any(error.retry_after for error in self._refusals)
-        room = before + rows * (count - refused + 1) <= spec.policy.max_queue_rows
-        if refused and room and deadline > self.now and not too_slow:
-            self._fail(f"{refused} requests were refused, though {before} rows wait")
+        self._admitted(spec, [self.requests[client, n] for n in range(first, first + count)], before)
 
-    def _ends(self, rows: int) -> list[int]:
+    @staticmethod
+    def _ends(throw: Random, rows: int) -> list[int]:
         ends, total = [], 0
         for _ in range(rows):
-            total += self._dice.choice([0, 1, 10, 300])
+            total += throw.choice([0, 1, 10, 300])
             ends.append(total)
         return ends
 
-    def _cancel(self) -> None:
-        client = self._dice.choice([b"a", b"b", b"c"])
+    def _cancel(self, move: Move, throw: Random) -> None:
+        client = throw.choice(CLIENTS)
         mine = [request for request in self._open.values() if request.client == client]
         if not mine:
             return
-        times = range(self._dice.randint(1, 3))
-        ranges = [(self._dice.choice(mine).number, self._dice.choice([1, 1, 4, 50])) for _ in times]
+        times = range(throw.randint(1, 3))
+        ranges = [(throw.choice(mine).number, throw.choice([1, 1, 4, 50])) for _ in times]
         hit = [r for r in mine if any(first <= r.number < first + count for first, count in ranges)]
         for request in hit:
             request.cancelled = True
@@ -175,80 +154,47 @@ class Simulation(Referee):
             if not request.outcome and request.waiting:
                 self._fail(f"request {request.number} was cancelled and waits on")
 
-    def _client_leaves(self) -> None:
-        client = self._dice.choice([b"a", b"b", b"c"])
+    def _leave(self, move: Move, throw: Random) -> None:
+        client = throw.choice(CLIENTS)
+        self._left = True
         for key, request in list(self._open.items()):
             if request.client == client:
                 request.gone = True
                 del self._open[key]
         self._tell(ev.ClientGone(client))
 
-    # -- what workers and the broker do ------------------------------------------------------------------------
+    # -- what the broker does ----------------------------------------------------------------------------------
 
-    def _join(self, worker: Worker) -> None:
-        worker.generation += 1
-        worker.alive, worker.draining = True, False
-        self._tell(ev.WorkerJoined(worker.name, worker.holder))
-        for servable in worker.models:
-            if servable not in self._closed:
-                worker.routes.add(servable)
-                self._tell(ev.Routed(servable, worker.name))
-
-    def _kill_any(self) -> None:
-        alive = [worker for worker in self.workers.values() if worker.alive]
-        if alive:
-            self._kill(self._dice.choice(alive))
-
-    def _kill(self, worker: Worker) -> None:
-        holder = worker.holder
-        worker.alive = False
-        worker.routes.clear()
-        lost, worker.batches = list(worker.batches), deque()
-        self._quarantined[holder] = sum(batch.lease.nbytes for batch in lost if batch.lease)
-        for batch in lost:
-            requests = self._rows_of(batch)
-            for request, rows in requests:
-                request.running -= rows
-                if batch is lost[0]:  # the others were staged behind it
-                    request.deaths += 1
-                    request.died_alone = len(requests) == 1
-        self._tell(ev.WorkerLost(worker.name, "killed"))
-        delay = self._dice.choice([0.0, 0.01, 0.2])
-        self._at(self.now + delay, lambda: self._reaped(holder))
-        self._at(self.now + delay + self._dice.choice([0.0, 0.1]), lambda: self._join(worker))
-
-    def _reaped(self, holder: tuple[str, int]) -> None:
-        del self._quarantined[holder]
-        self._tell(ev.WorkerReaped(holder))
-
-    def _toggle(self) -> None:
-        """Drain a worker for a while, or take a route away for a while."""
-        worker = self._dice.choice([*self.workers.values()])
-        if not worker.alive:
-            return
-        life, until = worker.generation, self.now + self._dice.choice([0.01, 0.3])
-        if self._dice.random() < 0.5 or not worker.routes:
-            worker.draining = True
+    def _drain(self, move: Move, throw: Random) -> None:
+        """A worker gets nothing for a while."""
+        if worker := self._somebody(throw):
+            worker.draining, life = True, worker.generation
             self._tell(ev.Drain(worker.name, True))
-            self._at(until, lambda: self._undrain(worker, life))
-        else:
-            servable = self._dice.choice(sorted(worker.routes))
-            worker.routes.discard(servable)
-            self._tell(ev.Unrouted(servable, worker.name))
-            self._at(until, lambda: self._reroute(worker, servable, life))
+            until = self.now + throw.choice([0.01, 0.3])
+            self._at(until, f"undrain {move.number}", lambda: self._undrain(worker, life))
 
     def _undrain(self, worker: Worker, life: int) -> None:
         if worker.alive and worker.generation == life:
             worker.draining = False
             self._tell(ev.Drain(worker.name, False))
 
+    def _unroute(self, move: Move, throw: Random) -> None:
+        """A worker gets nothing of one model for a while."""
+        worker = self._somebody(throw)
+        if worker and worker.routes:
+            servable, life = throw.choice(sorted(worker.routes)), worker.generation
+            worker.routes.discard(servable)
+            self._tell(ev.Unrouted(servable, worker.name))
+            until = self.now + throw.choice([0.01, 0.3])
+            self._at(until, f"reroute {move.number}", lambda: self._reroute(worker, servable, life))
+
     def _reroute(self, worker: Worker, servable: ModelKey, life: int) -> None:
         if worker.alive and worker.generation == life and servable not in self._closed:
             worker.routes.add(servable)
             self._tell(ev.Routed(servable, worker.name))
 
-    def _unload(self) -> None:
-        servable = self._dice.choice(self._specs).servable
+    def _unload(self, move: Move, throw: Random) -> None:
+        servable = throw.choice(self._specs).servable
         self._closed.add(servable)
         for worker in self.workers.values():
             if servable in worker.routes:
@@ -259,75 +205,40 @@ class Simulation(Referee):
             if request.spec.servable == servable and request.waiting and not request.running:
                 self._fail(f"request {request.number} waits for a servable that is gone")
 
-    def _new_queue(self) -> None:
+    def _new_queue(self, move: Move, throw: Random) -> None:
         """The broker has forgotten what a key meant: later requests get a queue of another number."""
-        at = self._dice.randrange(len(self._specs))
+        at = throw.randrange(len(self._specs))
         old = self._specs[at]
-        self._next_spec += 1
         self._specs[at] = QueueSpec(
             self._next_spec, old.servable, 0, old.inputs, old.by_rows, old.batchable, old.retry, old.policy
         )
+        self._next_spec += 1
         self._tell(ev.QueueClosed(old.id))
-
-    def _finish(self, worker: Worker, batch: Batch, life: int) -> None:
-        if not worker.alive or worker.generation != life:
-            return
-        requests = [request for request, _ in self._rows_of(batch)]
-        if any(request.killer for request in requests):
-            self._kill(worker)
-            return
-        worker.batches.popleft()
-        if worker.batches:
-            self._run(worker)
-        cost = self._cost(batch)
-        for request, rows in self._rows_of(batch):
-            request.running -= rows
-        if any(request.poison for request in requests):
-            self._tell(ev.Broken(worker.name, batch.id, 0.0, InvalidArgument("poison")))
-        else:
-            self._tell(ev.Completed(worker.name, batch.id, cost, self._dice.choice([0, 64, 1000, 9000])))
-
-    def _cost(self, batch: Batch) -> float:
-        return self._costs[batch.spec.servable] * (1 + batch.padded / 16)
-
-    def _longest(self, spec: QueueSpec) -> float:
-        running = (self._cost(batch) for worker in self.workers.values() for batch in worker.batches)
-        return 4 * (sum(running) + self._costs[spec.servable] * (1 + 2 * spec.policy.max_rows / 16))
-
-    def _run(self, worker: Worker) -> None:
-        batch, life = worker.batches[0], worker.generation
-        self._at(self.now + self._cost(batch), lambda: self._finish(worker, batch, life))
 
     # -- the game ----------------------------------------------------------------------------------------------
 
     def play(self) -> dict[str, int]:
         """Play to the end; how many requests had which outcome."""
-        while True:
-            due = min(self._agenda[0][0] if self._agenda else float("inf"), self.scheduler.wakeup())
+        for _ in range(STEPS):
+            wakeup = self.scheduler.wakeup()
+            due = min(self._agenda[0][0] if self._agenda else float("inf"), wakeup)
             if due == float("inf"):
-                break
+                self._is_over()
+                return self.counts
             self.now = max(self.now, due)
             while self._agenda and self._agenda[0][0] <= self.now:
-                heapq.heappop(self._agenda)[2]()
-                if self._dice.random() < 0.5:
+                _, _, key, what = heappop(self._agenda)
+                what()
+                if self._chance(key, [True, False]):
                     break
             self._tell(ev.Turn())
             self._conserves_work()
-            if self._step > 200_000:
-                self._fail("it never ends")
-        for request in self._open.values():
-            self._fail(f"request {request.number} of {request.client!r} has no outcome, and nothing is due")
-        layout = self.scheduler.layout
-        if layout.leased_bytes or layout.quarantined_bytes or self.scheduler.waiting_rows():
-            self._fail("something is left in the end")
-        if layout.lease(layout.largest) is None:
-            self._fail("the arena is not whole in the end")
-        return self.counts
+        self._fail("it never ends")
 
-    def _tell(self, event: ev.Event) -> None:
+    def _tell(self, event: ev.Event) -> list[ev.Action]:
+        self.told[type(event).__name__] += 1
         self._recent.append(f"{self.now:.6f} {brief(event)}")
         actions = self.scheduler.handle(event, self.now)
-        self._refusals = [action.error for action in actions if isinstance(action, ev.Refuse)]
         for action in actions:
             self._recent.append(f"{self.now:.6f}   -> {brief(action)}")
             if isinstance(action, ev.Dispatch):
@@ -338,38 +249,82 @@ class Simulation(Referee):
             elif isinstance(action, ev.Deliver):
                 self._delivered(action.batch)
             else:
-                self._refused(action)
-        if isinstance(event, ev.Completed) and not actions:
-            self._fail("a completed batch was not delivered")
+                self._refused(action, event)
         self._books()
+        return actions
 
 
-def play(seed: int, calm: bool = False) -> dict[str, int]:
-    """One game; how many requests had which outcome. Raises Violation."""
-    return Simulation(seed, calm).play()
+# -- many games ----------------------------------------------------------------------------------------------------
+
+
+def play(seed: int, calm: bool = False, only: frozenset[int] | None = None) -> dict[str, int]:
+    """Play one game, or only these moves of it; how many requests had which outcome.
+
+    Raises Violation where a rule is broken, with a game that is as small as could be found quickly.
+    """
+    chosen = [move for move in moves(seed, calm) if only is None or move.number in only]
+    problem = _problem(seed, calm, chosen)
+    if isinstance(problem, dict):
+        return problem
+    few = shrunk(chosen, lambda some: isinstance(_problem(seed, calm, some), str))
+    numbers = ",".join(str(move.number) for move in few)
+    again = f"--first {seed} --seeds 1 --only {numbers}{' --calm' * calm}"
+    raise Violation(f"{_problem(seed, calm, few)}\n{len(few)} of {len(chosen)} moves do it: {again}")
+
+
+def _problem(seed: int, calm: bool, chosen: Sequence[Move]) -> dict[str, int] | str:
+    """What is wrong with a game; its outcomes where nothing is."""
+    try:
+        return Simulation(seed, calm, chosen).play()
+    except Violation as error:
+        return str(error)
+    except Exception as error:  # the scheduler's own
+        return f"seed {seed}: {error!r}"
+
+
+def shrunk(items: Sequence[T], fails: Callable[[Sequence[T]], bool], games: int = SHRINKING_GAMES) -> list[T]:
+    """As few of ``items``, which fail together, as still fail: none can be left out, unless ``games`` were too few to
+    find that out. Parts are left out that get smaller and smaller (after Zeller and Hildebrandt's ddmin, 2002)."""
+    kept = list(items)
+    size = max(1, len(kept) // 2)
+    while True:
+        at, before = 0, len(kept)
+        while at < len(kept) and games > 0:
+            rest = kept[:at] + kept[at + size :]
+            games -= 1
+            if fails(rest):
+                kept = rest
+            else:
+                at += size
+        if games <= 0 or (size == 1 and len(kept) == before):
+            return kept
+        size = max(1, size // 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``--seeds N`` (1000), ``--first SEED`` (0); the exit status is 1 when a seed fails, 2 for bad usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = {"--seeds": 1000, "--first": 0}
+    options = {"--seeds": "1000", "--first": "0", "--only": ""}
+    calm = "--calm" in words
+    words = [word for word in words if word != "--calm"]
     while words:
         name = words.pop(0)
-        if name not in options or not words or not words[0].isdigit():
-            print("usage: python -m tfpool.testing.simulator [--seeds N] [--first SEED]", file=sys.stderr)
+        if name not in options or not words or not words[0].replace(",", "").isdigit():
+            print(_USAGE, file=sys.stderr)
             return 2
-        options[name] = int(words.pop(0))
+        options[name] = words.pop(0)
+    only = frozenset(map(int, options["--only"].split(","))) if options["--only"] else None
+    first, seeds = int(options["--first"]), int(options["--seeds"])
     total: dict[str, int] = {}
     begin, failed = time.monotonic(), []
-    for seed in range(options["--first"], options["--first"] + options["--seeds"]):
+    for seed in range(first, first + seeds):
         try:
-            for outcome, count in play(seed).items():
+            for outcome, count in play(seed, calm, only).items():
                 total[outcome] = total.get(outcome, 0) + count
-        except Exception as error:
+        except Violation as error:
             failed.append(seed)
-            print(error if isinstance(error, Violation) else f"seed {seed}: {error!r}", file=sys.stderr)
-    seconds = time.monotonic() - begin
-    print(f"{options['--seeds']} seeds in {seconds:.1f} s, {len(failed)} failed {failed[:10]}; {total}")
+            print(error, file=sys.stderr)
+    print(f"{seeds} seeds in {time.monotonic() - begin:.1f} s, {len(failed)} failed {failed[:10]}; {total}")
     return 1 if failed else 0
 
 
