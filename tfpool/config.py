@@ -53,6 +53,7 @@ _TABLES = ("server", "pool", "worker", "batching", "model")
 _KEYS = {"server": names(ServerSettings), "pool": names(PoolSettings), "batching": names(BatchingSettings)}
 _PATHS = ("curve_key", "authorized_keys", "models_root", "allowed_roots", "state_file")
 _HUGE = 1 << 31
+LEAST_MESSAGE = 64 << 20  # clients put small requests together up to this
 
 
 def load(path: str) -> Settings:
@@ -207,10 +208,11 @@ def _check_tables(document: Document, known: Sequence[str]) -> None:
 
 def _server(table: Table, directory: str) -> ServerSettings:
     insecure = table.read("insecure", flag, False)
+    curve_key = table.read("curve_key", path_from(directory), None)
 
     def endpoint(value: Any) -> str:
         address = normalize_endpoint(text(value))
-        check_exposure(address, insecure)
+        check_exposure(address, insecure, curve_key is not None)
         return address
 
     def endpoints(value: Any) -> tuple[str, ...]:
@@ -232,9 +234,9 @@ def _server(table: Table, directory: str) -> ServerSettings:
         listen,
         admin_listen,
         insecure,
-        table.read("curve_key", path_from(directory), None),
+        curve_key,
         table.read("authorized_keys", path_from(directory), None),
-        table.read("max_message", _budget, defaults.max_message),
+        table.read("max_message", _message, defaults.max_message),
         table.read("client_rows", whole(1, _HUGE), defaults.client_rows),
         table.read("client_bytes", _budget, defaults.client_bytes),
         table.read("models_root", path_from(directory), None),
@@ -283,6 +285,13 @@ def _budget(value: Any) -> int:
     size = parse_size(value)
     if size < 1 << 20:
         raise InvalidArgument(f"got {show(value)}, expected at least 1MiB")
+    return size
+
+
+def _message(value: Any) -> int:
+    size = parse_size(value)
+    if size < LEAST_MESSAGE:
+        raise InvalidArgument(f"got {show(value)}, expected at least {LEAST_MESSAGE >> 20}MiB")
     return size
 
 

@@ -300,3 +300,28 @@ def test_those_who_ask_for_changes_may_leave(make_pool: MakePool) -> None:
         Orders(base.with_name("double") / "1").hold.unlink()
         until(lambda: states(client).get("double:1") == "AVAILABLE", SOON)
         client.remove("double")
+
+
+def test_links_that_lead_out_of_allowed_roots(make_pool: MakePool, tmp_path: Path) -> None:
+    """A version with one fails alone, and says so; where the configuration itself says that models are is allowed."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    version(inside / "double", 1)
+    version(outside / "double", 7)
+    (inside / "double" / "2").symlink_to(outside / "double" / "7")
+    pool = make_pool([("numbered", {"version_policy": "all"})], server={"allowed_roots": (str(inside),)})
+    with pool.client(timeout=SOON) as client:
+        with pytest.raises(PermissionDenied, match=r"nothing was changed: .*/2 leads to .*/7, which is outside"):
+            client.add(table(inside / "double", "double", version_policy="all"))
+        assert client.add(table(inside / "double", "double", version_policy=[1]))["added"] == ["double"]
+        version(pool.base("numbered"), 2)
+        (pool.base("numbered") / "3").symlink_to(outside / "double" / "7")
+        (pool.base("numbered") / "4").symlink_to(pool.base("numbered") / "2")
+        (pool.base("numbered") / "5").symlink_to(inside / "double" / "1")
+
+        def states() -> dict[int, str]:
+            return {row["version"]: row["state"] for row in client.status("numbered")}
+
+        until(lambda: states().get(3) == "FAILED" and set(states()) == {1, 2, 3, 4, 5})
+        until(lambda: [states()[n] for n in (1, 2, 4, 5)] == ["AVAILABLE"] * 4)
+        (failed,) = [row for row in client.status("numbered") if row["version"] == 3]
+        assert f"leads to {outside}/double/7, which is outside of allowed_roots" in str(failed["error"])

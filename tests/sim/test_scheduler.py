@@ -16,7 +16,7 @@ from tfpool.testing import simulator
 from tfpool.testing.game import Act, Violation, moves
 from tfpool.testing.simulator import Simulation, shrunk
 
-BLOCKS, SEEDS = 8, 25
+BLOCKS, SEEDS, CALM_SEEDS = 8, 25, 15
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))
@@ -27,7 +27,7 @@ def test_random_games(block: int) -> None:
 
 @pytest.mark.parametrize("block", range(2))
 def test_calm_games_answer_all_that_is_not_late_or_too_much(block: int) -> None:
-    for seed in range(block * SEEDS, (block + 1) * SEEDS):
+    for seed in range(block * CALM_SEEDS, (block + 1) * CALM_SEEDS):
         outcomes = simulator.play(seed, calm=True)
         assert set(outcomes) <= {"answer", "DeadlineExceeded", "ResourceExhausted"}
 
@@ -45,8 +45,8 @@ def test_the_games_are_played_for_real() -> None:
     assert acts == set(Act)
     assert set(told) == {kind.__name__ for kind in ev.Event.__args__}
     expected = ["answer", "DeadlineExceeded", "ResourceExhausted", "Cancelled", "InvalidArgument", "FailedPrecondition"]
-    assert all(outcomes[kind] >= 5 for kind in (*expected, "NotFound", "Unavailable")), outcomes
-    assert outcomes["answer"] > 2000
+    assert set(outcomes) == {*expected, "NotFound", "Unavailable"}
+    assert outcomes["answer"] > 1000
 
 
 def test_a_seed_is_one_game() -> None:

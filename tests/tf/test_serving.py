@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import tfpool
-from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound
 from tfpool.testing import models as makers
 from tfpool.testing.reference import Reference
 from tfpool.types import DType, numpy_dtype

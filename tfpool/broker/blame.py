@@ -109,11 +109,11 @@ class Blame:
             loading = []
         self._deaths[link.name] = _Death(link.generation, running, depth, loading, stuck)
 
-    def reaped(self, worker: str, generation: int, status: int, oom: bool, now: float) -> None:
-        """The process of a dead worker is gone, and this was its status."""
+    def reaped(self, worker: str, generation: int, status: int, oom: bool, now: float) -> bool:
+        """The process of a dead worker is gone, and this was its status; whether it died through its own doing."""
         death = self._deaths.get(worker)
         if death is None or death.generation != generation:
-            return
+            return fault(status, oom) is not None
         del self._deaths[worker]
         how = death.how(status, oom)
         for version in death.loading:
@@ -121,6 +121,7 @@ class Blame:
             self._died_loading(version, worker, clear, how or f"signal {-status}")
         if how is not None and death.running is not None:
             self._crashed(death.running, worker, how, death.depth, now)
+        return how is not None
 
     def _died_loading(self, version: Version, worker: str, clear: bool, how: str) -> None:
         """One load more that did not end; where it was ``clear`` that the load did it, few are enough."""

@@ -95,7 +95,6 @@ class Front:
             self._gate = Gate(self._context, server.curve_key, server.authorized_keys)
         self._open(server.listen, Role.PREDICT)
         self._open((server.admin_listen,), Role.ADMIN)
-        self.public, self.admin = self._doors[0].sock, self._doors[-1].sock
 
     @property
     def sockets(self) -> list[Socket]:

@@ -214,7 +214,11 @@ class Lifecycle:
         return self._registry.models[version.key.name].off or self._notebook.was_unloaded(version)
 
     def _describe(self, version: Version) -> None:
-        self.ask(partial(describe.describe, version.path), partial(self._described, version))
+        self.describe(version, self._described)
+
+    def describe(self, version: Version, done: Callable[[Version, Future[Description]], None]) -> None:
+        """Have a version's directory read; ``done`` is called with what was read, from :meth:`look`."""
+        self.ask(partial(describe.describe, version.path, roots=self._notebook.roots), partial(done, version))
 
     def _described(self, version: Version, read: Future[Description]) -> None:
         if version.retired:

@@ -141,7 +141,7 @@ class Broker:
         self._untold = False
         self._busy_before: dict[str, float] = {}
         self._poller = zmq.Poller()
-        for watched in (self.front.public, self.front.admin, control.fileno(), self._watcher.fileno()):
+        for watched in (*self.front.sockets, control.fileno(), self._watcher.fileno()):
             self._poller.register(watched, zmq.POLLIN)
 
     def serve(self, outliving: Collection[str]) -> None:
@@ -162,7 +162,7 @@ class Broker:
                 self.lifecycle.next_retry(),
             )
             for watched, _ in self._poll(wake):
-                if watched is self.front.public or watched is self.front.admin:
+                if isinstance(watched, zmq.Socket):
                     self.front.hear(watched)
                 elif watched == self._control.fileno():
                     self._hear_supervisor()
@@ -272,8 +272,8 @@ class Broker:
         link = self.fleet.links[worker]
         if link.holder == (worker, generation):
             self._bells.hear(link)  # its last words and its end of file may still be unread
-        self.decide(ev.WorkerReaped((worker, generation)))
-        self._blame.reaped(worker, generation, status, oom, time.monotonic())
+        guilty = self._blame.reaped(worker, generation, status, oom, time.monotonic())
+        self.decide(ev.WorkerReaped((worker, generation), guilty))
 
     def _look_after_workers(self, now: float) -> None:
         """Give those up that are stuck, and tend those that should be left alone."""

@@ -10,6 +10,7 @@ from tfpool.broker.registry import Version
 from tfpool.config import read_models
 from tfpool.errors import TfpoolError
 from tfpool.repository.memo import Footprint, Memo
+from tfpool.repository.scan import trusted_roots
 from tfpool.repository.statefile import StateFile
 from tfpool.settings import BatchingSettings, ModelSettings, Settings, check_shadow, check_split
 from tfpool.telemetry import log
@@ -39,6 +40,11 @@ class Notebook:
     def has_root(self) -> bool:
         """Whether there is a directory in which models appear by themselves."""
         return self._settings.server.models_root is not None
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Where the files of a version may lie (empty: anywhere)."""
+        return trusted_roots(self._settings)
 
     @property
     def removed(self) -> list[str]:

@@ -15,7 +15,6 @@ from tfpool.broker.aspiring import own_settings, take_description, wanted_of
 from tfpool.broker.lifecycle import Lifecycle
 from tfpool.broker.registry import Goal, Model, Registry, Version
 from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, TfpoolError
-from tfpool.repository import describe
 from tfpool.repository.describe import Description
 from tfpool.repository.scan import scan
 from tfpool.repository.states import State
@@ -105,7 +104,7 @@ class Reload:
         version = self._registry.make_version(settings, number, path)
         version.staged = version.urgent = True
         self._staged.append(version)
-        self._lifecycle.ask(partial(describe.describe, path), partial(self._described, version))
+        self._lifecycle.describe(version, self._described)
         return version
 
     def _described(self, version: Version, read: Future[Description]) -> None:

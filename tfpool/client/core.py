@@ -27,7 +27,7 @@ from tfpool.wire.keys import RequestKey, Tensor, pack_request_key
 from tfpool.wire.messages import Group, Verb
 from tfpool.wire.tensors import Array, Buffer, as_tensor, to_buffers
 
-MAX_IN_GROUP = 4096
+MAX_IN_GROUP = 1024
 _SAME_DEADLINE = 0.001
 _KEYS_KEPT = 8192
 

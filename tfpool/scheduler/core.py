@@ -14,7 +14,7 @@ once as they were, then in halves among themselves, until the one that kills is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from tfpool.errors import (
     Cancelled,
@@ -36,7 +36,8 @@ from tfpool.scheduler.work import NEVER, Batch, BatchId, Queue, QueueSpec, Segme
 from tfpool.shm.layout import Layout
 from tfpool.types import ModelKey
 
-MAX_DEATHS = 2  # of a request that ran alone
+MAX_DEATHS = 2  # of a request that ran alone, where the workers died through their own doing
+MAX_DEATHS_AT_ALL = 5
 MAX_GONE = 1024  # servables whose batches a dying worker may still give back
 LONG_RUN = 0.004  # a batch behind such a run is chosen when it is about to end
 LEAD = 0.002
@@ -55,6 +56,7 @@ class Scheduler:
         self.estimates = Estimates()
         self.staff = Staff(self.backlog, narrow)
         self._gone: dict[ModelKey, TfpoolError] = {}
+        self._accused: dict[Hashable, list[tuple[Queue, Segment, str]]] = {}
         self._flying = 0
         self._last: Batch | None = None
         self._former = Former(layout)
@@ -391,16 +393,16 @@ class Scheduler:
         running = worker.running
         for batch in reversed(worker.batches.values()):
             self._flying -= batch.requests
-            self._orphaned(batch, batch is running, event.why, actions)
+            self._orphaned(batch, batch is running, event.why, worker.holder, actions)
 
-    def _orphaned(self, batch: Batch, ran: bool, why: str, actions: list[ev.Action]) -> None:
+    def _orphaned(self, batch: Batch, ran: bool, why: str, holder: Hashable, actions: list[ev.Action]) -> None:
         """The requests of a dead worker return to the head of their queue, if they may run again.
 
         Only those that ran (``ran``) may have killed it: again as they were, then in halves, until the one is alone.
+        What becomes of that one is decided when it is known what the worker died of.
         """
         gone = self._gone.get(batch.spec.servable)
         lost: list[Segment] = []
-        quarantined: list[Segment] = []
         for piece in reversed(batch.pieces):
             piece.deaths += ran
             if piece.join is not None and piece.join.failed:
@@ -408,23 +410,28 @@ class Scheduler:
             elif gone is not None or (ran and not batch.spec.retry):
                 lost.append(piece)
             elif ran and piece.deaths >= MAX_DEATHS and batch.requests == 1:
-                quarantined.append(piece)
+                self._accused.setdefault(holder, []).append((batch.queue, piece, why))
             else:
-                if piece.deaths >= MAX_DEATHS:
+                if ran and piece.deaths >= MAX_DEATHS:
                     piece.limit = max(1, batch.rows // 2)
                 batch.queue.push_back(piece)
         if batch.queue.segments:
             self.staff.wake(batch.queue)
         error = gone or Unavailable(f"worker {batch.worker} died while running this: {why}")
         self._refuse(batch.spec, lost[::-1], error, actions)
-        for piece in quarantined:
-            text = (
-                f"this request is in quarantine: {piece.deaths} workers died while running it, the last {batch.worker}"
-            )
-            self._refuse(batch.spec, [piece], FailedPrecondition(f"{text} ({why})"), actions)
 
     def _worker_reaped(self, event: ev.WorkerReaped, now: float, actions: list[ev.Action]) -> None:
         self.layout.release(event.holder)
+        for queue, piece, why in self._accused.pop(event.holder, ()):
+            gone = self._gone.get(queue.spec.servable)
+            if gone is not None:
+                self._refuse(queue.spec, [piece], gone, actions)
+            elif event.guilty or piece.deaths >= MAX_DEATHS_AT_ALL:
+                text = f"this request is in quarantine: {piece.deaths} workers died while running it, the last of them"
+                self._refuse(queue.spec, [piece], FailedPrecondition(f"{text}: {why}"), actions)
+            else:
+                queue.push_back(piece)
+                self.staff.wake(queue)
         self.staff.feed_starved()
 
     def _drain(self, event: ev.Drain, now: float, actions: list[ev.Action]) -> None:

@@ -46,9 +46,11 @@ class WorkerLost(NamedTuple):
 
 
 class WorkerReaped(NamedTuple):
-    """The dead worker's process is gone; nothing writes to its bytes any more."""
+    """The dead worker's process is gone; nothing writes to its bytes any more. ``guilty``: it died through what it ran,
+    for all we know, and was not ended by somebody else."""
 
     holder: Hashable
+    guilty: bool = True
 
 
 class Drain(NamedTuple):

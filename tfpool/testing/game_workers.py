@@ -11,10 +11,10 @@ from zlib import crc32
 
 from tfpool.errors import InvalidArgument
 from tfpool.scheduler import events as ev
-from tfpool.scheduler.core import Scheduler
+from tfpool.scheduler.core import MAX_DEATHS, Scheduler
 from tfpool.scheduler.curves import Point
 from tfpool.scheduler.work import Batch
-from tfpool.testing.game import Move, Table, Worker, brief
+from tfpool.testing.game import Move, Request, Table, Worker, brief
 from tfpool.testing.referee import Referee
 
 SLOWER = 10.0
@@ -29,6 +29,7 @@ class Workers(Referee):
         self._agenda: list[tuple[float, int, str, Callable[[], None]]] = []
         self._step = 0
         self._said: list[ev.Completed | ev.Broken | ev.Late] = []
+        self._accused: dict[tuple[str, int], list[tuple[Request, set[int]]]] = {}
 
     @abstractmethod
     def _tell(self, event: ev.Event) -> list[ev.Action]:
@@ -89,32 +90,46 @@ class Workers(Referee):
         if self._said:
             self._ignored(throw.choice(self._said))
 
-    def _kill(self, worker: Worker, life: int = 0) -> None:
-        """A worker dies (``life``: if it is still that one)."""
+    def _kill(self, worker: Worker, life: int = 0, guilty: bool = False) -> None:
+        """A worker dies (``life``: if it is still that one), of what it ran, or so it looks, or of something else."""
         if not worker.alive or (life and worker.generation != life):
             return
         self._came_back = True
         holder, lost = worker.holder, worker.end()
+        key = f"death {holder}"
+        guilty = guilty or self._chance(f"{key} guilty", [True, False])
         self._quarantined[holder] = sum(batch.lease.nbytes for batch in lost if batch.lease)
         for batch in lost:
             requests = self._rows_of(batch)
             for request, rows in requests:
-                request.running -= rows
                 if batch is lost[0]:  # the others were staged behind it
                     request.deaths += 1
                     request.died_alone = len(requests) == 1
+                    if self._is_accused(batch):
+                        self._accused.setdefault(holder, []).append((request, rows))
+                        continue
+                request.running -= rows
             self._said.append(ev.Completed(worker.name, batch.id, 0.001, 64))
         self._tell(ev.WorkerLost(worker.name, "killed"))
-        key = f"death {holder}"
         delay = self._chance(key, [0.0, 0.01, 0.2])
-        self._at(self.now + delay, key, lambda: self._reaped(holder))
-        self._at(
-            self.now + delay + self._chance(f"{key} again", [0.0, 0.1]), f"{key} again", lambda: self._join(worker)
-        )
+        self._at(self.now + delay, key, lambda: self._reaped(holder, guilty))
+        again = delay + self._chance(f"{key} again", [0.0, 0.1])
+        self._at(self.now + again, f"{key} again", lambda: self._join(worker))
 
-    def _reaped(self, holder: tuple[str, int]) -> None:
+    def _is_accused(self, batch: Batch) -> bool:
+        """Whether a worker died of a batch, perhaps: of a single request, and not for the first time."""
+        piece = batch.pieces[0]
+        failed = piece.join is not None and piece.join.failed
+        again = batch.spec.retry and batch.spec.servable not in self._closed and not failed
+        return again and batch.requests == 1 and piece.deaths + 1 >= MAX_DEATHS
+
+    def _reaped(self, holder: tuple[str, int], guilty: bool) -> None:
         del self._quarantined[holder]
-        self._tell(ev.WorkerReaped(holder))
+        for request, rows in self._accused.pop(holder, []):
+            request.running -= rows
+            if not guilty:
+                request.deaths = MAX_DEATHS - 1
+        self._tell(ev.WorkerReaped(holder, guilty))
 
     def _run(self, worker: Worker) -> None:
         """The worker turns to its next batch, which it must not begin after a deadline."""
@@ -140,7 +155,7 @@ class Workers(Referee):
         if killers or worker.mute:
             for request in killers:
                 request.kills -= 1
-            self._kill(worker)
+            self._kill(worker, guilty=bool(killers))
             return
         self._put_down(worker)
         if any(request.poison for request in requests):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tfpool.errors import InvalidArgument
 from tfpool.types import ITEM_BYTES, DType, Shape
-from tfpool.wire.messages import pack, unpack
+from tfpool.wire.messages import check_depth, pack, unpack
 
 MAX_KEY_BYTES = 1 << 16
 MAX_NAME = 512
@@ -59,7 +59,7 @@ def unpack_request_key(data: bytes) -> RequestKey:
     """Raises InvalidArgument for anything that is not a packed key."""
     if len(data) > MAX_KEY_BYTES:
         raise InvalidArgument(f"request key: got {len(data)} bytes, expected at most {MAX_KEY_BYTES}")
-    fields = unpack(data)
+    fields = check_depth(unpack(data))
     if type(fields) is not list or len(fields) != 6:
         raise InvalidArgument("request key: expected 6 fields")
     model, version, label, signature, inputs, by_rows = fields

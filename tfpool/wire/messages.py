@@ -33,6 +33,7 @@ MAX_COUNT = 1 << 16
 MAX_ROWS = 1 << 24
 MAX_BUDGET_MS = 24 * 3600 * 1000
 MAX_FRAMES = 1 << 14
+MAX_DEPTH = 32
 _MAX_ID = 1 << 62
 _ALL_FLAGS = 3
 
@@ -226,6 +227,21 @@ def unpack(data: bytes | memoryview, limit: int = MAX_HEADER_BYTES) -> Any:
         raise InvalidArgument(f"malformed MessagePack: {type(error).__name__} {str(error)[:200]}") from None
 
 
+def check_depth(value: Any) -> Any:
+    """What was unpacked, if it is nested at most 32 levels deep: Python's own recursion has limits too.
+
+    Messages whose every element is checked for its type need no such look. Raises InvalidArgument.
+    """
+    layer = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner = [item for outer in layer if type(outer) is list for item in outer]
+        inner += [item for outer in layer if type(outer) is dict for pair in outer.items() for item in pair]
+        if not inner:
+            return value
+        layer = inner
+    raise InvalidArgument(f"nested more than {MAX_DEPTH} levels deep")
+
+
 def decode_groups(body: Any) -> list[Group]:
     """The groups of a PREDICT body. Raises InvalidArgument."""
     if type(body) is not list or not 0 < len(body) <= MAX_GROUPS:
@@ -285,7 +301,7 @@ def decode_call(body: Any) -> Call:
     """Raises InvalidArgument."""
     if type(body) is not list or len(body) != 4:
         raise InvalidArgument("call: expected [id, method, arguments, budget_ms]")
-    number, method, arguments, budget_ms = body
+    number, method, arguments, budget_ms = check_depth(body)
     if type(method) is not str or type(arguments) is not dict or not all(type(name) is str for name in arguments):
         raise InvalidArgument("call: expected a method name and named arguments")
     return Call(_whole("id", number, 0, _MAX_ID), method, arguments, _whole("budget_ms", budget_ms, 0, MAX_BUDGET_MS))
@@ -315,5 +331,6 @@ def _region(value: Any) -> Region:
 
 def _whole(what: str, value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise InvalidArgument(f"{what}: got {str(value)[:40]}, expected a whole number from {least} to {most}")
+        got = type(value).__name__ if isinstance(value, list | dict) else str(value)[:40]
+        raise InvalidArgument(f"{what}: got {got}, expected a whole number from {least} to {most}")
     return value
