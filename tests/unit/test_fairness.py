@@ -1,10 +1,13 @@
-"""Worker time in proportion to weights, seen through the scheduler's door: one worker, virtual time."""
+"""Worker time in proportion to weights, higher levels first: through the scheduler's door, on one worker in virtual
+time, and in a worker's turns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
@@ -91,9 +94,9 @@ class Lane:
 def test_worker_time_follows_the_weights(costs: tuple[float, float], weights: tuple[float, float], depth: int) -> None:
     """Deep queues, and queues that are empty whenever a batch has left (depths up to the batch size)."""
     lane = Lane([Load("a", costs[0], depth, weights[0]), Load("b", costs[1], depth, weights[1])])
-    share = lane.run(until=2000.0)
+    share = lane.run(until=800.0)
     busy = sum(share.values())
-    assert busy > 1990.0
+    assert busy > 790.0
     if depth > 4:
         assert share["a"] / busy == pytest.approx(weights[0] / sum(weights), abs=0.03)
     else:  # a model that has nothing waiting cannot be given more than every other turn
@@ -140,16 +143,16 @@ def test_what_a_batch_really_took_is_charged() -> None:
     turns = Turns()
     turns.join("a")
     turns.join("b")
-    first = turns.pick(lambda _: True, False)
+    first = turns.pick(lambda _: True)
     assert first == "a"
-    turns.start("a", 0.0)  # thought to be free
+    turns.start("a", 0.0, 0)  # thought to be free
     turns.settle("a", 10.0)
     order = []
     for _ in range(10):
-        model = turns.pick(lambda _: True, False)
+        model = turns.pick(lambda _: True)
         assert model is not None
         order.append(model)
-        turns.start(model, 1.0)
+        turns.start(model, 1.0, 0)
     assert order == ["b"] * 10
 
 
@@ -157,13 +160,135 @@ def test_only_the_ready_are_picked_and_the_others_keep_their_turn() -> None:
     turns = Turns()
     for model in "abc":
         turns.join(model)
-    assert turns.pick(lambda m: m == "c", False) == "c"
-    assert turns.pick(lambda m: m == "c", True) is None
-    assert turns.pick(lambda m: True, True) == "a"
+    assert turns.pick(lambda m: m == "c") == "c"
+    assert turns.first() == "a"
     turns.leave("a")
     assert "a" not in turns
-    assert turns.pick(lambda m: True, False) == "b"
+    assert turns.pick(lambda _: True) == "b"
     turns.leave("b")
     turns.leave("c")
     assert not turns
-    assert turns.pick(lambda m: True, False) is None
+    assert turns.pick(lambda _: True) is None
+
+
+# -- levels --------------------------------------------------------------------------------------------------------
+
+
+def test_a_higher_level_goes_first_whatever_it_has_had() -> None:
+    turns = Turns()
+    turns.join("low")
+    turns.join("high", 1)
+    turns.settle("high", 100.0)
+    order = []
+    for _ in range(3):
+        model = turns.first()
+        assert model is not None
+        order.append(model)
+        turns.start(model, 5.0, 1 if model == "high" else 0)
+    assert order == ["high"] * 3
+    turns.leave("high")
+    assert turns.first() == "low"
+
+
+def test_a_lower_level_goes_when_no_higher_one_can() -> None:
+    turns = Turns()
+    for model, level in (("low", -1), ("middle", 0), ("high", 2)):
+        turns.join(model, level)
+    tried: list[str] = []
+
+    def ready(model: str) -> bool:
+        tried.append(model)
+        return model == "low"
+
+    assert turns.pick(ready) == "low"
+    assert tried == ["high", "middle", "low"]
+    assert turns.first() == "high"
+
+
+def test_a_model_rises_with_the_best_that_it_has_waiting_and_falls_when_that_has_left() -> None:
+    turns = Turns()
+    turns.join("a")
+    turns.join("b")
+    turns.join("b", 1)
+    turns.join("b", 0)
+    assert turns.first() == "b", "what else comes does not lower it"
+    turns.start("b", 1.0, 0)
+    assert turns.first() == "a"
+
+
+def test_models_of_a_level_share_by_what_they_had() -> None:
+    turns = Turns()
+    for model in "abc":
+        turns.join(model, 3)
+    order = []
+    for _ in range(9):
+        model = turns.first()
+        assert model is not None
+        order.append(model)
+        turns.start(model, 2.0 if model == "c" else 1.0, 3)
+    assert [order.count(model) for model in "abc"] == [4, 3, 2]
+
+
+def test_what_has_nothing_waiting_any_more_has_no_turn() -> None:
+    turns = Turns()
+    turns.join("a", 1)
+    turns.join("b")
+    turns.start("a", 1.0)
+    assert ("a" in turns, "b" in turns, turns.first()) == (False, True, "b")
+    turns.settle("a", 50.0)
+    turns.join("a")
+    assert turns.first() == "b", "it still owes what it had"
+
+
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(["join", "join", "start", "leave", "settle"]),
+        st.sampled_from("abcd"),
+        st.integers(0, 2),
+        st.integers(-3, 5),
+    ),
+    max_size=40,
+)
+
+
+@given(MOVES)
+def test_the_first_is_of_the_highest_level_that_waits(moves: list[tuple[str, str, int, int]]) -> None:
+    turns = Turns()
+    levels: dict[str, int] = {}
+    for move, model, level, seconds in moves:
+        if move == "join":
+            turns.join(model, level)
+            levels[model] = max(levels.get(model, level), level)
+        elif move == "start":
+            first = turns.first()
+            if first is not None:
+                del levels[first]
+                turns.start(first, abs(seconds), level if seconds > 0 else None)
+                if seconds > 0:
+                    levels[first] = level
+        elif move == "leave":
+            turns.leave(model)
+            levels.pop(model, None)
+        else:
+            turns.settle(model, seconds)
+        first = turns.first()
+        assert (first is None) == (not levels) == (not turns)
+        assert all(name in turns for name in levels)
+        if first is not None:
+            assert levels[first] == max(levels.values())
+            seen: list[str] = []
+            assert turns.pick(lambda name: seen.append(name) is not None) is None  # noqa: B023
+            assert set(seen) == set(levels)
+            assert [levels[name] for name in seen] == sorted((levels[name] for name in seen), reverse=True)
+            assert turns.first() == first
+
+
+def test_turns_that_others_take_leave_nothing_behind() -> None:
+    """A model of a lower level that other workers serve, while this one is busy."""
+    turns = Turns()
+    turns.join("high", 1)
+    for _ in range(1000):
+        turns.join("low")
+        turns.start("high", 0.001, 1)
+        turns.leave("low")
+    assert len(turns._heap) < 100

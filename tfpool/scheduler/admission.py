@@ -8,6 +8,7 @@ time that they would take serves more of those behind them (after the sliding wi
 from __future__ import annotations
 
 from bisect import bisect_right
+from math import exp
 
 from tfpool.errors import DeadlineExceeded, ResourceExhausted
 from tfpool.scheduler.curves import BATCH_OVERHEAD_SECONDS, Curve
@@ -15,15 +16,17 @@ from tfpool.scheduler.sizing import batches
 from tfpool.scheduler.work import Queue, Segment
 
 WORTHWHILE = 0.8
-_MEMORY = 0.9
+_MEMORY_SECONDS = 0.1
 _LEAST_PACING = 0.005
 
 
 def paced(queue: Queue, rows: int, now: float) -> None:
     """``rows`` rows leave a queue while others stay in it."""
     if queue.pacing or queue.paced:
-        queue.paced = _MEMORY * queue.paced + rows
-        queue.pacing = _MEMORY * queue.pacing + now - queue.sent
+        passed = now - queue.sent
+        kept = exp(-passed / _MEMORY_SECONDS)
+        queue.paced = kept * queue.paced + rows
+        queue.pacing = kept * queue.pacing + passed
     else:
         queue.paced = 1e-9  # the first batch tells when, not how fast
     queue.sent = now
@@ -35,8 +38,9 @@ def expected_wait(queue: Queue, segment: Segment) -> float:
         return 0.0
     segments = queue.segments
     rows = float(queue.rows)
-    if segments and segments[-1].rank > segment.rank:
-        rows *= bisect_right(segments, segment.rank, key=lambda other: other.rank) / len(segments)
+    rank = (True, -segment.priority, queue.round_of(segment), segment.deadline)
+    if segments and segments[-1].rank > rank:
+        rows *= bisect_right(segments, rank, key=lambda other: other.rank) / len(segments)
     return rows * queue.pacing / queue.paced
 
 

@@ -8,26 +8,19 @@ waits. Where several models take turns, or a run is long, the next batch is chos
 end, or has ended: what is more urgent by then goes first.
 
 A Submit is only admitted; batches leave at the next Turn, so that everything which arrived together can leave
-together. Requests of a worker that died return to the head of their queues. Those that ran are suspects: they run again
-once as they were, then in halves among themselves, until the one that kills is alone.
+together. What comes back without an answer is the business of :mod:`tfpool.scheduler.comeback`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 
-from tfpool.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    FailedPrecondition,
-    ResourceExhausted,
-    TfpoolError,
-    Unavailable,
-)
+from tfpool.errors import Cancelled, DeadlineExceeded, ResourceExhausted, TfpoolError
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.accounts import Accounts, Limits
 from tfpool.scheduler.admission import full, hopeless, make_room, paced, too_slow, triage
 from tfpool.scheduler.backlog import Backlog, explode, remove, replace
+from tfpool.scheduler.comeback import Comeback
 from tfpool.scheduler.curves import Estimates
 from tfpool.scheduler.forming import Former
 from tfpool.scheduler.sizing import batches
@@ -36,8 +29,6 @@ from tfpool.scheduler.work import NEVER, Batch, BatchId, Queue, QueueSpec, Segme
 from tfpool.shm.layout import Layout
 from tfpool.types import ModelKey
 
-MAX_DEATHS = 2  # of a request that ran alone, where the workers died through their own doing
-MAX_DEATHS_AT_ALL = 5
 MAX_GONE = 1024  # servables whose batches a dying worker may still give back
 LONG_RUN = 0.004  # a batch behind such a run is chosen when it is about to end
 LEAD = 0.002
@@ -56,7 +47,7 @@ class Scheduler:
         self.estimates = Estimates()
         self.staff = Staff(self.backlog, narrow)
         self._gone: dict[ModelKey, TfpoolError] = {}
-        self._accused: dict[Hashable, list[tuple[Queue, Segment, str]]] = {}
+        self._comeback = Comeback(self.staff, self.accounts, self._gone, self._refuse)
         self._flying = 0
         self._last: Batch | None = None
         self._former = Former(layout)
@@ -258,13 +249,20 @@ class Scheduler:
             if (enough or spec.policy.max_wait) and batches(spec) and queue.rows < self.cap(queue, worker.name):
                 if queue.rows < enough:
                     continue
-                ripe = queue.segments[0].arrived + spec.policy.max_wait
+                ripe = self._ripe(queue, worker.name)
                 if ripe > now:
                     self.staff.ripen(worker, ripe)
                     continue
             if best is None or queue.segments[0].rank < best.segments[0].rank:
                 best = queue
         return best
+
+    @staticmethod
+    def _ripe(queue: Queue, worker: WorkerName) -> float:
+        """Until when a queue may wait for a larger batch: the head must not miss its deadline by it."""
+        head, curve = queue.segments[0], queue.curves.get(worker)
+        needed = LEAD + (curve.run(queue.rows) if curve is not None else 0.0)
+        return min(head.arrived + queue.spec.policy.max_wait, head.deadline - needed)
 
     def _never_fits(self, queue: Queue, worker: Worker, actions: list[ev.Action]) -> bool:
         """Whether the head of a queue can never have room, however empty the arena; it is refused then."""
@@ -290,42 +288,13 @@ class Scheduler:
 
     def _broken(self, event: ev.Broken, now: float, actions: list[ev.Action]) -> None:
         batch = self._end(event.worker, event.batch, event.run, now)
-        if batch is None:
-            return
-        if batch.requests == 1 or not batch.spec.retry:
-            self._refuse(batch.spec, batch.pieces, event.error, actions)
-            return
-        gone = self._gone.get(batch.spec.servable)
-        if gone is not None:
-            self._refuse(batch.spec, batch.pieces, gone, actions)
-            return
-        # One request may have failed the others: run the halves apart, until the culprit is alone.
-        for piece in reversed(batch.pieces):
-            if piece.join is not None and piece.join.failed:
-                self.accounts.clear(piece)
-                continue
-            piece.limit = max(1, batch.rows // 2)
-            batch.queue.push_back(piece)
-        if batch.queue.segments:
-            self.staff.wake(batch.queue)
+        if batch is not None:
+            self._comeback.broken(batch, event.error, actions)
 
     def _late(self, event: ev.Late, now: float, actions: list[ev.Action]) -> None:
         batch = self._end(event.worker, event.batch, 0.0, now)
-        if batch is None:
-            return
-        gone = self._gone.get(batch.spec.servable)
-        late: list[Segment] = []
-        for piece in reversed(batch.pieces):
-            if gone is not None or piece.deadline <= now:
-                late.append(piece)
-            elif piece.join is None or not piece.join.failed:
-                batch.queue.push_back(piece)
-            else:
-                self.accounts.clear(piece)
-        error = gone or DeadlineExceeded("the deadline passed before the run began")
-        self._refuse(batch.spec, late[::-1], error, actions)
-        if batch.queue.segments:
-            self.staff.wake(batch.queue)
+        if batch is not None:
+            self._comeback.late(batch, now, actions)
 
     def _end(self, worker_name: WorkerName, batch_id: BatchId, run: float, now: float) -> Batch | None:
         worker = self.staff.workers.get(worker_name)
@@ -393,45 +362,11 @@ class Scheduler:
         running = worker.running
         for batch in reversed(worker.batches.values()):
             self._flying -= batch.requests
-            self._orphaned(batch, batch is running, event.why, worker.holder, actions)
-
-    def _orphaned(self, batch: Batch, ran: bool, why: str, holder: Hashable, actions: list[ev.Action]) -> None:
-        """The requests of a dead worker return to the head of their queue, if they may run again.
-
-        Only those that ran (``ran``) may have killed it: again as they were, then in halves, until the one is alone.
-        What becomes of that one is decided when it is known what the worker died of.
-        """
-        gone = self._gone.get(batch.spec.servable)
-        lost: list[Segment] = []
-        for piece in reversed(batch.pieces):
-            piece.deaths += ran
-            if piece.join is not None and piece.join.failed:
-                self.accounts.clear(piece)
-            elif gone is not None or (ran and not batch.spec.retry):
-                lost.append(piece)
-            elif ran and piece.deaths >= MAX_DEATHS and batch.requests == 1:
-                self._accused.setdefault(holder, []).append((batch.queue, piece, why))
-            else:
-                if ran and piece.deaths >= MAX_DEATHS:
-                    piece.limit = max(1, batch.rows // 2)
-                batch.queue.push_back(piece)
-        if batch.queue.segments:
-            self.staff.wake(batch.queue)
-        error = gone or Unavailable(f"worker {batch.worker} died while running this: {why}")
-        self._refuse(batch.spec, lost[::-1], error, actions)
+            self._comeback.orphaned(batch, batch is running, event.why, worker.holder, actions)
 
     def _worker_reaped(self, event: ev.WorkerReaped, now: float, actions: list[ev.Action]) -> None:
         self.layout.release(event.holder)
-        for queue, piece, why in self._accused.pop(event.holder, ()):
-            gone = self._gone.get(queue.spec.servable)
-            if gone is not None:
-                self._refuse(queue.spec, [piece], gone, actions)
-            elif event.guilty or piece.deaths >= MAX_DEATHS_AT_ALL:
-                text = f"this request is in quarantine: {piece.deaths} workers died while running it, the last of them"
-                self._refuse(queue.spec, [piece], FailedPrecondition(f"{text}: {why}"), actions)
-            else:
-                queue.push_back(piece)
-                self.staff.wake(queue)
+        self._comeback.reaped(event.holder, event.guilty, actions)
         self.staff.feed_starved()
 
     def _drain(self, event: ev.Drain, now: float, actions: list[ev.Action]) -> None:

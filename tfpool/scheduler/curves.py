@@ -111,8 +111,9 @@ class Curve:
         return found
 
     def _find_knee(self, most: int, sizes: tuple[int, ...]) -> int:
-        if not self._fit:
-            return most
+        if len(self._fit) < 2:  # nothing is known of larger ones: try
+            known = self._fit[0].rows if self._fit else most
+            return min(most, max(2, round(2 * known))) if not sizes else most
         allowed = [size for size in sizes if size <= most]
         measured = (min(most, max(1, round(point.rows))) for point in self._fit)
         candidates = allowed or sorted({most, *measured, *_powers(most)})
@@ -125,7 +126,7 @@ class Curve:
         fresh = [bucket for bucket in buckets if now - bucket.seen < _STALE_SECONDS]
         for bucket in buckets:
             bucket.fitted = bucket.seconds
-        self._fit = monotone(Point(b.rows, b.seconds) for b in (fresh if len(fresh) >= 2 else buckets))
+        self._fit = monotone(Point(b.rows, b.seconds) for b in (fresh or buckets))
         self._fitted_at = now
         self._known.clear()
         self._knees.clear()

@@ -14,7 +14,9 @@ A model's *level* is the priority of the best of what it has waiting. A lower le
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+
+_SPARE = 32  # entries of models that wait no more
 
 
 class Turns:
@@ -24,7 +26,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, float, int, str]] = []
-        self._waiting: dict[str, tuple[int, float]] = {}
+        self._waiting: dict[str, tuple[int, float, int]] = {}
         self._finish: dict[str, float] = {}
         self._virtual = 0.0
         self._sequence = 0
@@ -54,8 +56,9 @@ class Turns:
         """The model whose turn it is."""
         heap, waiting = self._heap, self._waiting
         while heap:
-            level, tag, _, model = heap[0]
-            if waiting.get(model) == (level, tag):
+            _, _, number, model = heap[0]
+            place = waiting.get(model)
+            if place is not None and place[2] == number:
                 return model
             heappop(heap)
         return None
@@ -66,8 +69,9 @@ class Turns:
         passed: list[tuple[int, float, int, str]] = []
         found = None
         while heap:
-            level, tag, _, model = entry = heap[0]
-            if waiting.get(model) != (level, tag):
+            _, _, number, model = entry = heap[0]
+            place = waiting.get(model)
+            if place is None or place[2] != number:
                 heappop(heap)
                 continue
             if ready(model):
@@ -104,6 +108,9 @@ class Turns:
             self._place(model, place[0], place[1] + seconds)
 
     def _place(self, model: str, behind: int, tag: float) -> None:
-        self._waiting[model] = behind, tag
         self._sequence += 1
+        self._waiting[model] = behind, tag, self._sequence
         heappush(self._heap, (behind, tag, self._sequence, model))
+        if len(self._heap) > 2 * len(self._waiting) + _SPARE:
+            self._heap = [(*place, waiting) for waiting, place in self._waiting.items()]
+            heapify(self._heap)

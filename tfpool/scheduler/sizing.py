@@ -41,12 +41,15 @@ def in_place(queue: Queue, run_seconds: float) -> int:
         nbytes = sum(region.nbytes for region in head.regions)
         if queue.rows > head.rows and run_seconds >= GATHER_WORTH * nbytes / COPY_BYTES_PER_SECOND:
             return 0
-    most = min(MAX_IN_PLACE, int(TOGETHER_SECONDS / run_seconds) if run_seconds else 1, head.limit or MAX_IN_PLACE)
-    count = 0
+    most = min(MAX_IN_PLACE, int(TOGETHER_SECONDS / run_seconds)) if run_seconds else 1
+    count = rows = 0
     for segment in queue.segments:
         if count >= most or segment.regions is None or segment.reply is None or segment.join is not None:
             break
         if queue.spec.policy.sizes and segment.rows not in queue.spec.policy.sizes and batches(queue.spec):
+            break
+        rows += segment.rows
+        if segment.deaths != head.deaths or (count and head.limit and rows > head.limit):
             break
         count += 1
     return max(1, count)

@@ -245,5 +245,5 @@ class Staff:
                 self._tell_others(route)
 
 
-def _load(worker: Worker) -> int:
-    return len(worker.batches)
+def _load(worker: Worker) -> tuple[int, float]:
+    return len(worker.batches), worker.busy_until

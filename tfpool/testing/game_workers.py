@@ -11,7 +11,8 @@ from zlib import crc32
 
 from tfpool.errors import InvalidArgument
 from tfpool.scheduler import events as ev
-from tfpool.scheduler.core import MAX_DEATHS, Scheduler
+from tfpool.scheduler.comeback import MAX_DEATHS
+from tfpool.scheduler.core import Scheduler
 from tfpool.scheduler.curves import Point
 from tfpool.scheduler.work import Batch
 from tfpool.testing.game import Move, Request, Table, Worker, brief
@@ -127,6 +128,7 @@ class Workers(Referee):
         del self._quarantined[holder]
         for request, rows in self._accused.pop(holder, []):
             request.running -= rows
+            request.died_alone = guilty
             if not guilty:
                 request.deaths = MAX_DEATHS - 1
         self._tell(ev.WorkerReaped(holder, guilty))

@@ -16,7 +16,7 @@ from tfpool.errors import (
 )
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.backlog import EXPIRY_STEP
-from tfpool.scheduler.core import MAX_DEATHS
+from tfpool.scheduler.comeback import MAX_DEATHS
 from tfpool.scheduler.sizing import batches, input_bytes, output_bytes
 from tfpool.scheduler.work import Batch, Queue, QueueSpec, Segment
 from tfpool.shm.layout import Lease
@@ -223,8 +223,6 @@ class Referee(Book):
     def _conserves_work(self) -> None:
         """After a Turn no worker idles while something ripe that it serves waits, and fits the arena."""
         wakeup = self.scheduler.wakeup()
-        if wakeup <= self.now:
-            self._fail(f"the next wakeup is {wakeup}, which is not after the last")
         for request in self._open.values():
             if request.waiting and request.deadline + EXPIRY_STEP < wakeup:
                 self._fail(f"request {request.number} expires at {request.deadline}, the next wakeup is {wakeup}")

@@ -41,6 +41,7 @@ from tfpool.types import ModelKey
 from tfpool.wire.messages import Region
 
 STEPS = 200_000
+IN_VAIN = 2
 SHRINKING_GAMES = 400
 _USAGE = "usage: python -m tfpool.testing.simulator [--seeds N] [--first SEED] [--only MOVE,MOVE,...] [--calm]"
 T = TypeVar("T")
@@ -219,13 +220,16 @@ class Simulation(Workers):
 
     def play(self) -> dict[str, int]:
         """Play to the end; how many requests had which outcome."""
+        in_vain = 0
         for _ in range(STEPS):
-            wakeup = self.scheduler.wakeup()
-            due = min(self._agenda[0][0] if self._agenda else float("inf"), wakeup)
-            if due == float("inf"):
+            planned, wakeup = self._agenda[0][0] if self._agenda else float("inf"), self.scheduler.wakeup()
+            if planned == wakeup == float("inf"):
                 self._is_over()
                 return self.counts
-            self.now = max(self.now, due)
+            in_vain = in_vain + 1 if wakeup <= self.now < planned else 0
+            if in_vain > IN_VAIN:
+                self._fail(f"it wakes up again and again at {wakeup}")
+            self.now = max(self.now, min(planned, wakeup))
             while self._agenda and self._agenda[0][0] <= self.now:
                 _, _, key, what = heappop(self._agenda)
                 what()
