@@ -289,6 +289,7 @@ def test_turns_that_others_take_leave_nothing_behind() -> None:
     turns.join("high", 1)
     for _ in range(1000):
         turns.join("low")
+        assert turns.first() == "high"
         turns.start("high", 0.001, 1)
         turns.leave("low")
     assert len(turns._heap) < 100

@@ -14,7 +14,7 @@ from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.gather import Outputs
 from tfpool.broker.inventory import Item
 from tfpool.broker.residence import Residence
-from tfpool.errors import Internal, ResourceExhausted, from_code
+from tfpool.errors import Internal, InvalidArgument, ResourceExhausted, from_code
 from tfpool.repository.memo import Footprint
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
@@ -79,7 +79,12 @@ class Bells:
                 if heard is None:
                     return
                 link.heard = True
-                self._said(link, unpack(heard[0]), heard[1])
+                try:
+                    self._said(link, unpack(heard[0]), heard[1])
+                except (InvalidArgument, Internal, ValueError) as error:
+                    self._log.error("worker.unreadable", worker=link.name, pid=link.pid, error=str(error))
+                    self._tell(Control.KILL, link.name, link.generation, "it makes no sense")
+                    self.lost(link)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             assert link is not None
             self.lost(link)

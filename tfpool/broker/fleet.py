@@ -32,7 +32,8 @@ class Link:
     added, by handle; ``reserved`` what the loads under way may take; ``unloading`` has been told to go; ``inventory``
     is left of an earlier broker, and is ``resident`` by negative handles.
     ``deaths`` counts the processes that died under this name. ``heard`` says that the worker has spoken since somebody
-    last looked; ``drained`` that nobody wants it to serve; ``kept_for`` is the version that it is kept for, or 0.
+    last looked; ``outlives`` that it has been left by an earlier broker; ``drained`` that nobody wants it to serve;
+    ``kept_for`` is the version that it is kept for, or 0.
     """
 
     settings: WorkerSettings
@@ -54,6 +55,7 @@ class Link:
     busy_share: float = 0.0
     deaths: int = 0
     leaving: bool = False
+    outlives: bool = False
     heard: bool = False
     drained: bool = False
     kept_for: int = 0
@@ -110,7 +112,7 @@ class Fleet:
         self.epoch += 1
         link.bell = None
         link.state = WorkerState.BACKOFF
-        link.leaving = False
+        link.leaving = link.outlives = False
         link.pid = link.rss = link.unique = link.base = 0
         link.busy_share = 0.0
         link.inventory = Inventory()

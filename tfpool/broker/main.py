@@ -194,6 +194,8 @@ class Broker:
         """Hear what workers hold of a broker before, for half a second at most: only then are models placed."""
         deadline = time.monotonic() + MEETING_SECONDS
         links = [self.fleet.links[name] for name in outliving]
+        for link in links:
+            link.outlives = True
         while any(link.state is WorkerState.STARTING for link in links) and not self._stopped:
             poller = zmq.Poller()
             for fd in (self._control.fileno(), *self.fleet.by_fd):

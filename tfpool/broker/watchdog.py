@@ -111,8 +111,8 @@ class Watchdog:
         return watch
 
     def _silent(self, link: Link, watch: _Watch) -> Stuck | None:
-        limit = self._pool.load_timeout_s
         if not link.up:
+            limit = self._pool.hang_s if link.outlives else self._pool.load_timeout_s
             late = self._lived - watch.begun > limit
             return self._stuck(link, f"it is not ready after {limit:g} s") if late else None
         silent = self._lived - watch.heard

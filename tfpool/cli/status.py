@@ -82,6 +82,9 @@ def _show_model(rows: list[dict[str, Any]]) -> None:
         if row["signatures"]:
             click.echo()
             show(table(("~SIGNATURE", "", "~TENSOR", "DTYPE", "SHAPE", "~BATCHED"), _tensor_lines(row)), to=to)
+        if any(curve["points"] for curve in row["curves"]):
+            click.echo()
+            show(table(("~SIGNATURE", "WORKER", ">BEST BATCH", "~ROWS: RUN"), _curve_lines(row)), to=to)
         for name, why in row["skipped_signatures"].items():
             click.echo(f"signature {name} is not served: {why}")
         click.echo()
@@ -108,6 +111,9 @@ def _version_lines(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"{name} is {row['state']}{where}{labels}"
     if row["load_seconds"] is not None:
         yield f"  loaded in {duration(row['load_seconds'])}, {size(row['memory_bytes'])} of memory"
+    if row.get("crashes"):
+        alone = ", and has one to itself" if row["isolated"] else ""
+        yield f"  crashed {counted(row['crashes'], 'worker')} of late{alone}"
     yield f"  from {row['base_path']}"
     if row["error"]:
         yield f"  error: {row['error']}"
@@ -131,6 +137,14 @@ def _tensor_lines(row: Mapping[str, Any]) -> Iterator[list[object]]:
                     batched or " ",
                 ]
                 name = batched = ""
+
+
+def _curve_lines(row: Mapping[str, Any]) -> Iterator[list[object]]:
+    """How long runs take, by rows; a line for each signature and worker."""
+    for curve in row["curves"]:
+        if curve["points"]:
+            points = ", ".join(f"{rows:g}: {duration(ms / 1000)}" for rows, ms in curve["points"])
+            yield [curve["signature"], curve["worker"], curve["best_rows"], points]
 
 
 def _batching(settings: Mapping[str, Any]) -> str:
