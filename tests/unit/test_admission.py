@@ -27,7 +27,7 @@ def make(
     return Segment(client, first, requests, rows, deadline, 0.0, (), priority)
 
 
-def curve_of(points: Sequence[tuple[int, float]], now: float = 0.0) -> Curve:
+def curve_of(points: Sequence[tuple[int, float]], now: float = 1.0) -> Curve:
     curve = Curve()
     for rows, seconds in points:
         curve.learn(rows, seconds, now)
@@ -88,15 +88,13 @@ def test_a_flood_waits_for_itself() -> None:
 
 
 def test_what_would_wait_too_long_is_told_so_and_when_to_come_back() -> None:
-    queue = make_queue()
-    queue.push(make(200))
+    queue = make_queue(fair=False)
+    queue.push(make(200, deadline=11.0))
     pace(queue, 1, 0.01)
     now = 10.0
     error = too_slow(queue, make(deadline=now + 1.5), 0.25, now)
     assert error is not None
-    assert error.message == (
-        "queue of m:1 is full: 200 rows wait, about 2000 ms of work; this request has 1250 ms"
-    )
+    assert error.message == "queue of m:1 is full: 200 rows wait, about 2000 ms of work; this request has 1250 ms"
     assert error.retry_after == pytest.approx(0.75)
     assert too_slow(queue, make(deadline=now + 2.3), 0.25, now) is None
     assert too_slow(queue, make(), 0.25, now) is None
@@ -257,7 +255,7 @@ def test_of_what_can_be_in_time_nothing_is_dropped_but_under_overload(deadlines:
 def test_under_overload_those_that_make_small_dear_batches_go(batchable: bool) -> None:
     """200 rows with 100 ms each: half of them cannot be done. The first has time for a batch of two."""
     queue, curve = make_queue(batchable), curve_of([(1, 0.010), (2, 0.011), (64, 0.073)])
-    queue.push(make(1, deadline=1.011, first=0))
+    queue.push(make(1, deadline=1.0115, first=0))
     queue.push(make(200, deadline=1.1, first=1))
     rows, dropped = triage(queue, curve, 1.0, 64, 1.0)
     assert [s.first for s in dropped] == ([0] if batchable else [])

@@ -136,21 +136,37 @@ def test_the_knee_is_where_rows_a_second_stop_growing() -> None:
     assert growing.knee(64) == 64
 
 
-@pytest.mark.parametrize("seconds", [0.0001, 0.001, 0.1])
-def test_a_single_size_tells_nothing_of_larger_ones(seconds: float) -> None:
-    """Or a batch would never be tried."""
-    assert curve_of([(1, seconds)]).knee(64) == 64
+@pytest.mark.parametrize(("rows", "knee"), [(1, 2), (5, 10), (40, 64), (64, 64)])
+def test_of_a_single_size_twice_as_many_are_tried(rows: int, knee: int) -> None:
+    """However dear it is: nothing is known of larger ones, or of how they do beside smaller ones."""
+    for seconds in (0.0001, 0.001, 0.1):
+        assert curve_of([(rows, seconds)]).knee(64) == knee
+    assert curve_of([(rows, 0.001)]).knee(64, (8, 64)) == 64
 
 
-@pytest.mark.parametrize("others", [[(1, 0.010), (4, 0.013)], [(1, 0.010)]])
-def test_a_size_that_once_looked_bad_is_tried_again(others: list[tuple[int, float]]) -> None:
-    """Its first run may have been one that traces."""
-    curve = curve_of([*others, (8, 5.0)])
-    assert curve.knee(64) < 8
+@pytest.mark.parametrize(
+    ("known", "best"), [([(1, 0.010)], 64), ([(1, 0.010), (4, 0.020)], 64), ([(1, 0.010), (4, 0.020)], 4), (FALLING, 4)]
+)
+def test_batches_come_to_be_as_large_as_pays(known: list[tuple[int, float]], best: int) -> None:
+    """Though the first run of 8 rows was one that traces, and nothing but the largest that may be is ever run."""
+
+    def takes(rows: int) -> float:
+        return 0.010 + 0.0001 * rows if best == 64 or rows <= 4 else 0.004 * rows
+
+    curve, runs = curve_of([*known, (8, 5.0)]), []
+    for now in range(1, 400):
+        runs.append(curve.knee(64))
+        curve.learn(runs[-1], takes(runs[-1]), now)
+    assert runs[200:].count(best) > 0.8 * len(runs[200:])
+
+
+def test_a_size_that_once_looked_bad_is_tried_again() -> None:
+    curve = curve_of([(1, 0.010), (4, 0.013), (8, 5.0)])
+    assert curve.knee(64) == 4
     for now in range(1, 75):
-        for rows, seconds in others:
+        for rows, seconds in ((1, 0.010), (4, 0.013)):
             curve.learn(rows, seconds, now)
-    assert curve.run(8) < 1.0
+    assert curve.run(8) == pytest.approx(0.017)
     assert curve.knee(64) >= 8
 
 

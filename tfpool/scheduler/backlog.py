@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
 
 from tfpool.scheduler.work import NEVER, Join, Queue, QueueSpec, Segment
 from tfpool.types import ModelKey
 
 EXPIRY_STEP = 0.001
+_NONE: dict[int, Queue] = {}
 
 
 class Backlog:
@@ -73,12 +74,16 @@ class Backlog:
     def level(self, model: str) -> int | None:
         """The highest priority of what a model has waiting against that of others; None where nothing does."""
         best = None
-        for queue in self._waiting[model].values():
+        for queue in self._waiting.get(model, {}).values():
             if queue.segments:
                 level = queue.spec.policy.priority + queue.segments[0].priority
                 if best is None or level > best:
                     best = level
         return best
+
+    def group(self, model: str) -> Mapping[int, Queue]:
+        """Queues of a model in which something waits, by id; not to be kept."""
+        return self._waiting.get(model) or _NONE
 
     def of_model(self, name: str) -> list[Queue]:
         """Queues of a model in which something waits."""

@@ -158,13 +158,15 @@ class Scheduler:
                 self._refuse(queue.spec, late, DeadlineExceeded("the deadline passed in the queue"), actions)
                 self.staff.rest(queue)
             self.staff.feed_starved()
-        while hungry := self.staff.turn(now):
+        hungry = self.staff.turn(now)
+        while hungry:
             for worker in hungry:
                 self._feed(worker, now, actions)
+            hungry = self.staff.turn(now) if self.staff.hungry else []
 
     def _feed(self, worker: Worker, now: float, actions: list[ev.Action]) -> None:
         """Fill a worker's credits."""
-        while len(worker.batches) < CREDITS and not worker.draining:
+        while worker.turns and len(worker.batches) < CREDITS and not worker.draining:
             queue = self._next_queue(worker, now)
             if queue is None:
                 return
@@ -188,7 +190,8 @@ class Scheduler:
         self, queue: Queue, worker: Worker, most: int, start: float, now: float, actions: list[ev.Action]
     ) -> bool:
         """Have a batch leave a queue; False where the arena has no room for it."""
-        batch = self._former.form(queue, worker.name, worker.holder, self.staff.sharers(queue, worker), most, now)
+        sharers = 1 if queue.rows == 1 or worker.batches else self.staff.sharers(queue)
+        batch = self._former.form(queue, worker.name, worker.holder, sharers, most, now)
         if batch is None:
             return False
         worker.batches[batch.id] = batch
@@ -242,9 +245,9 @@ class Scheduler:
     def _ready_queue(self, model: str, worker: Worker, enough: int, now: float) -> Queue | None:
         """The most urgent queue of a model among those that may send a batch now (to be staged: of ``enough`` rows)."""
         best: Queue | None = None
-        for queue in self.backlog.of_model(model):
+        for queue in self.backlog.group(model).values():
             spec = queue.spec
-            if not self.staff.serves(worker.name, spec.servable):
+            if queue.route is None or worker.name not in queue.route.workers:
                 continue
             if (enough or spec.policy.max_wait) and batches(spec) and queue.rows < self.cap(queue, worker.name):
                 if queue.rows < enough:

@@ -37,7 +37,7 @@ class Former:
                 lease = self._layout.lease(output_bytes(queue, head.rows), holder)
             pieces = [queue.take_one() for _ in range(alone)]
         else:
-            rows = batch_rows(queue, sharers, most)
+            rows = 1 if queue.rows == 1 else batch_rows(queue, sharers, most)
             while (lease := self._lease(queue, rows, holder)) is None:
                 if rows <= head.rows:
                     return None

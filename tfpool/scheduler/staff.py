@@ -97,14 +97,11 @@ class Staff:
         """When somebody is to be looked at, even if nothing happens (monotonic seconds)."""
         return self._ripe[0][0] if self._ripe else NEVER
 
-    def serves(self, worker: WorkerName, servable: ModelKey) -> bool:
-        route = self._routes.get(servable)
-        return route is not None and worker in route.workers
-
-    def sharers(self, queue: Queue, worker: Worker) -> int:
-        """Idle workers that could take a part of this queue now, ``worker`` among them."""
-        route = self._routes.get(queue.spec.servable)
-        if route is None or len(route.workers) == 1 or worker.batches or queue.rows == 1:
+    @staticmethod
+    def sharers(queue: Queue) -> int:
+        """Idle workers that could take a part of this queue now."""
+        route = queue.route
+        if route is None or len(route.workers) == 1:
             return 1
         idle = route.idle if route.wide else route.workers
         return sum(1 for other in idle.values() if not other.batches and not other.draining) or 1
@@ -115,7 +112,7 @@ class Staff:
         """A queue has something waiting: its model takes part in the turns of every worker that serves it."""
         self._backlog.wake(queue)
         spec = queue.spec
-        route = self._routes.get(spec.servable)
+        route = queue.route = self._routes.get(spec.servable)
         if route is None:
             return
         model = spec.servable.name
@@ -133,14 +130,13 @@ class Staff:
     def rest(self, queue: Queue) -> None:
         """A queue may have become empty: keep the turns in step."""
         if self._backlog.rest(queue):
-            servable = queue.spec.servable
-            model = servable.name
+            model = queue.spec.servable.name
             seats = self._seats.get(model)
             if seats is not None:
                 for worker in seats.values():
                     worker.turns.leave(model)
-                route = self._routes.get(servable)
-                if route is None or route.wide:
+                route = queue.route
+                if route is None or route.wide or not route.workers:
                     del self._seats[model]
 
     def idle(self, worker: Worker) -> None:

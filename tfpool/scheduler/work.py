@@ -14,6 +14,7 @@ from tfpool.types import ModelKey, Shape
 if TYPE_CHECKING:
     from tfpool.scheduler.accounts import Account
     from tfpool.scheduler.curves import Curve
+    from tfpool.scheduler.staff import Route
 
 WorkerName = str
 BatchId = int
@@ -153,7 +154,7 @@ class Queue:
     """Segments that may share batches, in order of their :attr:`Segment.rank`.
 
     ``held`` has the rows of each client, if the queue is fair among them; ``quantum`` rows make a round. ``curves``
-    are those of the signature, by worker. ``earliest`` is no later than the first deadline. ``paced`` rows have left in
+    are those of the signature, by worker; ``route`` has the workers, while something waits. ``earliest`` is no later than the first deadline. ``paced`` rows have left in
     ``pacing`` seconds, the last at ``sent`` (monotonic seconds), without the queue being empty in between.
     """
 
@@ -166,6 +167,7 @@ class Queue:
     curves: dict[WorkerName, Curve] = field(default_factory=dict)
     held: dict[bytes, int] = field(default_factory=dict)
     quantum: int = 0
+    route: Route | None = None
     paced: float = 0.0
     pacing: float = 0.0
     sent: float = 0.0

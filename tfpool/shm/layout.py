@@ -107,7 +107,7 @@ class Layout:
     def free(self, lease: Lease) -> None:
         """End a lease. Raises KeyError for one that does not stand (freed twice, or quarantined)."""
         found = self._leased.get(lease.offset)
-        if found is None or found[0] != lease:
+        if found is None or (found[0] is not lease and found[0] != lease):
             raise KeyError(lease)
         del self._leased[lease.offset]
         self.leased_bytes -= lease.nbytes

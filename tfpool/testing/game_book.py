@@ -31,6 +31,7 @@ class Book:
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._sources: dict[int, tuple[Source, list[Any]]] = {}
         self._quarantined: dict[tuple[str, int], int] = {}
+        self._accused: dict[tuple[str, int], list[tuple[Request, set[int]]]] = {}
         self._open: dict[tuple[bytes, int], Request] = {}
         self._closed: set[ModelKey] = set()
         self._crowded: set[int] = set()
@@ -68,16 +69,14 @@ class Book:
 
     def _still_charged(self, client: bytes) -> tuple[int, int, int]:
         """Rows and bytes of a client, and bytes of all, that run for nobody: their requests have an outcome."""
-        rows = nbytes = total = 0
+        away = [part for parts in self._accused.values() for part in parts]
         for worker in self.workers.values():
             for batch in worker.batches:
-                for request, taken in self._rows_of(batch):
-                    if request.outcome or request.gone:
-                        total += len(taken) * request.row_bytes
-                        if request.client == client:
-                            rows += len(taken)
-                            nbytes += len(taken) * request.row_bytes
-        return rows, nbytes, total
+                away += self._rows_of(batch)
+        for_nobody = [(request, len(taken)) for request, taken in away if request.outcome or request.gone]
+        mine = [(request, rows) for request, rows in for_nobody if request.client == client]
+        nbytes, total = (sum(rows * request.row_bytes for request, rows in parts) for parts in (mine, for_nobody))
+        return sum(rows for _, rows in mine), nbytes, total
 
     def _rows_waiting(self, client: bytes, spec: QueueSpec) -> int:
         return sum(r.waiting for r in self._open.values() if r.client == client and r.spec is spec)

@@ -15,7 +15,7 @@ from tfpool.scheduler.comeback import MAX_DEATHS
 from tfpool.scheduler.core import Scheduler
 from tfpool.scheduler.curves import Point
 from tfpool.scheduler.work import Batch
-from tfpool.testing.game import Move, Request, Table, Worker, brief
+from tfpool.testing.game import Move, Table, Worker, brief
 from tfpool.testing.referee import Referee
 
 SLOWER = 10.0
@@ -30,7 +30,6 @@ class Workers(Referee):
         self._agenda: list[tuple[float, int, str, Callable[[], None]]] = []
         self._step = 0
         self._said: list[ev.Completed | ev.Broken | ev.Late] = []
-        self._accused: dict[tuple[str, int], list[tuple[Request, set[int]]]] = {}
 
     @abstractmethod
     def _tell(self, event: ev.Event) -> list[ev.Action]:

@@ -130,7 +130,12 @@ class Simulation(Workers):
         )
         before = self._rows_in_queue(spec)
         self._tell(ev.Submit(spec, segment))
-        self._admitted(spec, [self.requests[client, n] for n in range(first, first + count)], before)
+        sent = [self.requests[client, number] for number in range(first, first + count)]
+        behind = self._rows_waiting(client, spec) - sum(request.waiting for request in sent)
+        for request in sent:
+            request.behind = behind
+            behind += request.waiting
+        self._admitted(spec, sent, before)
 
     @staticmethod
     def _ends(throw: Random, rows: int) -> list[int]:
