@@ -16,6 +16,7 @@ from tfpool.scheduler.sizing import batches
 from tfpool.scheduler.work import Queue, Segment
 
 WORTHWHILE = 0.8
+HEADROOM = 0.7  # of a deadline may be spent in the queue: runs take longer at times, and answers have to travel
 _MEMORY_SECONDS = 0.1
 _LEAST_PACING = 0.005
 
@@ -48,7 +49,7 @@ def too_slow(queue: Queue, segment: Segment, run_seconds: float, now: float) -> 
     """Why a segment had better not wait here; None where it may. ``run_seconds`` is what its batch will take."""
     policy = queue.spec.policy
     wait = expected_wait(queue, segment)
-    allowed = segment.deadline - now - run_seconds
+    allowed = HEADROOM * (segment.deadline - now) - run_seconds
     if policy.max_queue:
         allowed = min(allowed, policy.max_queue)
     if wait <= allowed:
