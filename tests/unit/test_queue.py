@@ -170,6 +170,13 @@ def test_suspects_stay_among_themselves() -> None:
     assert batches == [[3], [2, 1], [0]]
 
 
+def test_what_comes_back_has_its_deadline_still() -> None:
+    queue = make_queue()
+    queue.push_back(make(0, deadline=5.0))
+    queue.push_back(make(1, deadline=7.0))
+    assert queue.earliest == 5.0
+
+
 @pytest.mark.parametrize(("rows", "kept", "cut"), [(1, 4, 1), (2, 4, 1), (3, 3, 2), (10, 0, 5), (99, 0, 5)])
 def test_the_tail_is_cut_in_whole_requests(rows: int, kept: int, cut: int) -> None:
     queue = make_queue()

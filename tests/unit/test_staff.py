@@ -171,10 +171,12 @@ def test_a_route_may_be_told_twice() -> None:
     office = Office("abc")
     office.staff.route(M, "a")
     office.staff.unroute(M, "a")
-    assert not office.staff.serves("a", M)
-    assert office.staff.serves("a", N)
-    office.wait()
+    queue = office.wait()
+    assert queue.route is not None
+    assert list(queue.route.workers) == ["b", "c"]
     assert office.told() == ["b"]
+    office.wait(servable=N)
+    assert office.told() == ["a"]
 
 
 @pytest.mark.parametrize("workers", ["ab", "abc"])
@@ -249,7 +251,6 @@ def test_a_lost_worker_is_not_looked_at() -> None:
     assert office.staff.lose("a") is None
     office.staff.feed_starved()
     assert [worker.name for worker in office.staff.turn(2.0)] == ["b"]
-    assert not office.staff.serves("a", M)
 
 
 # -- shares --------------------------------------------------------------------------------------------------------
@@ -258,14 +259,18 @@ def test_a_lost_worker_is_not_looked_at() -> None:
 @pytest.mark.parametrize("narrow", [8, 2])
 def test_what_waits_is_shared_among_the_idle(narrow: int) -> None:
     office = Office("abcd", narrow)
-    staff, workers = office.staff, office.staff.workers
+    staff = office.staff
     queue = office.wait(20)
-    assert staff.sharers(queue, workers["a"]) == 4
+    assert staff.sharers(queue) == 4
     office.take("a")
-    staff.drain(workers["b"], True)
-    assert staff.sharers(queue, workers["c"]) == 2
-    assert staff.sharers(queue, workers["a"]) == 1, "it is staged"
+    staff.drain(staff.workers["b"], True)
+    assert staff.sharers(queue) == 2
     staff.unroute(M, "d")
-    assert staff.sharers(queue, workers["c"]) == 1
-    queue.take(18)
-    assert staff.sharers(queue, workers["c"]) == 1, "of a single row there is nothing to share"
+    assert staff.sharers(queue) == 1
+    office.take("c")
+    assert staff.sharers(queue) == 1, "nobody is idle"
+
+
+def test_where_nobody_serves_it_there_is_nobody_to_share_with() -> None:
+    office = Office("")
+    assert office.staff.sharers(office.wait()) == 1

@@ -126,7 +126,8 @@ class Scheduler:
             actions.append(ev.Refuse(spec, [segment], ResourceExhausted(why)))
             return
         if segment.count * segment.rows > policy.max_queue_rows - queue.rows:
-            self._refuse(spec, make_room(queue, segment), full(queue, segment), actions)
+            error = full(queue, segment)
+            self._refuse(spec, make_room(queue, segment), error, actions)
             fits = max(0, policy.max_queue_rows - queue.rows) // segment.rows
             if fits < segment.count:
                 rest, segment = segment, segment.take(fits)
@@ -216,7 +217,7 @@ class Scheduler:
 
     def _next_queue(self, worker: Worker, now: float) -> Queue | None:
         """The queue whose turn it is, if it may send this worker a batch already."""
-        first = worker.turns.first()
+        first = self._first(worker)
         if first is None:
             return None
         running = worker.running
@@ -241,6 +242,22 @@ class Scheduler:
 
         worker.turns.pick(ready)
         return found
+
+    def _first(self, worker: Worker) -> str | None:
+        """The model whose turn it is, by the level of what it has waiting now."""
+        turns = worker.turns
+        while (first := turns.first()) is not None:
+            level, here = None, False
+            for queue in self.backlog.group(first).values():
+                own = queue.level
+                if level is None or own > level:
+                    level = own
+                here = here or (queue.route is not None and worker.name in queue.route.workers)
+            if not here or level is None:
+                turns.leave(first)
+            elif not turns.lower(first, level):
+                return first
+        return None
 
     def _ready_queue(self, model: str, worker: Worker, enough: int, now: float) -> Queue | None:
         """The most urgent queue of a model among those that may send a batch now (to be staged: of ``enough`` rows)."""

@@ -1,8 +1,10 @@
 """Latency curves: how long a run of so many rows takes, per signature and worker, learnt from warm-up and real runs.
 
-Runs are collected in buckets, two an octave; each keeps moving means of rows and seconds. Because a larger batch never
-takes less time, the buckets are made monotone by pooling adjacent violators (Ayer et al., 1955); between them the curve
-is a straight line, beyond the last one the last slope goes on.
+A curve is a *shape* times a *drift*. The shape changes slowly: runs are collected in buckets, two an octave; each keeps
+moving means of rows and seconds. Because a larger batch never takes less time, the buckets are made monotone by pooling
+adjacent violators (Ayer et al., 1955); between them the curve is a straight line, beyond the last one the last slope
+goes on. The drift follows at once when all runs take longer, or less, than they did: when others use the same CPU, say.
+Without it the sizes that happen to run at such a time would look bad beside those that do not.
 
 The *knee* is the smallest batch that has nearly the best rows a second: on a CPU larger ones may even lose. Buckets
 that no run has touched for a minute are left out where others are fresh, so that the curve's guess takes their place,
@@ -22,8 +24,11 @@ from tfpool.types import ModelKey
 
 BATCH_OVERHEAD_SECONDS = 60e-6  # what a batch costs its broker and worker beside the run
 NEARLY = 0.97
-_SMOOTHING = 0.2
+_LEAST_SMOOTHING = 0.05
+_DRIFT_SMOOTHING = 0.2
+_SETTLED_RUNS = 4
 _OUTLIER = 4.0
+_LARGEST_JUMP = 3.0
 _MOVED = 0.05
 _STALE_SECONDS = 60.0
 _REFIT_SECONDS = 10.0
@@ -39,23 +44,25 @@ class Point(NamedTuple):
 
 
 class _Bucket:
-    __slots__ = ("fitted", "rows", "seconds", "seen")
+    __slots__ = ("fitted", "rows", "runs", "seconds", "seen")
 
     def __init__(self, rows: int, seconds: float, now: float) -> None:
         self.rows = float(rows)
         self.seconds = self.fitted = seconds
         self.seen = now
+        self.runs = 1
 
 
 class Curve:
     """l(b) of one signature on one worker. Times are seconds, ``now`` is monotonic."""
 
-    __slots__ = ("_buckets", "_fit", "_fitted_at", "_knees", "_known", "learnt_at")
+    __slots__ = ("_buckets", "_drift", "_fit", "_fitted_at", "_knees", "_known", "learnt_at")
 
     def __init__(self) -> None:
         self._buckets: dict[int, _Bucket] = {}
         self._fit: list[Point] = []
         self._fitted_at = 0.0
+        self._drift = 1.0
         self._known: dict[int, float] = {}
         self._knees: dict[tuple[int, tuple[int, ...]], int] = {}
         self.learnt_at = 0.0
@@ -63,7 +70,7 @@ class Curve:
     @property
     def points(self) -> list[Point]:
         """The fitted curve, by rows."""
-        return list(self._fit)
+        return [Point(rows, seconds * self._drift) for rows, seconds in self._fit]
 
     def learn(self, rows: int, seconds: float, now: float) -> None:
         """A run of ``rows`` rows took ``seconds``."""
@@ -71,19 +78,30 @@ class Curve:
         octave = rows.bit_length()
         key = 2 * octave + (rows >= 3 << octave >> 2)
         bucket = self._buckets.get(key)
-        if bucket is None:
-            self._buckets[key] = _Bucket(rows, seconds, now)
-        else:
-            bucket.seconds += _SMOOTHING * (min(seconds, _OUTLIER * bucket.seconds) - bucket.seconds)
-            bucket.rows += _SMOOTHING * (rows - bucket.rows)
-            bucket.seen = now
-            moved = abs(bucket.seconds - bucket.fitted) > _MOVED * bucket.fitted
-            if not moved and now - self._fitted_at < _REFIT_SECONDS:
-                return
-        self._refit(now)
+        if bucket is None or now - bucket.seen >= _STALE_SECONDS or seconds * _OUTLIER < bucket.seconds * self._drift:
+            self._buckets[key] = _Bucket(rows, seconds / self._drift, now)  # no run is so quick by accident
+            self._refit(now)
+            return
+        if bucket.runs >= _SETTLED_RUNS:
+            ratio = seconds / (self._shape(rows) or seconds or 1.0)
+            most = _LARGEST_JUMP * self._drift
+            self._drift += _DRIFT_SMOOTHING * ((ratio if ratio < most else most) - self._drift)
+        bucket.runs += 1
+        weight = 1 / bucket.runs
+        if weight < _LEAST_SMOOTHING:
+            weight = _LEAST_SMOOTHING
+        shape, most = seconds / self._drift, _OUTLIER * bucket.seconds
+        bucket.seconds += weight * ((shape if shape < most else most) - bucket.seconds)
+        bucket.rows += weight * (rows - bucket.rows)
+        bucket.seen = now
+        if abs(bucket.seconds - bucket.fitted) > _MOVED * bucket.fitted or now - self._fitted_at >= _REFIT_SECONDS:
+            self._refit(now)
 
     def run(self, rows: int) -> float:
         """Seconds that a run of ``rows`` rows takes; 0 where nothing is known."""
+        return self._shape(rows) * self._drift
+
+    def _shape(self, rows: int) -> float:
         known = self._known.get(rows)
         if known is None:
             if len(self._known) >= _MAX_KNOWN:
@@ -94,7 +112,7 @@ class Curve:
     def at_best(self, rows: int, now: float) -> float:
         """The least that a run may take: nobody is refused on a guess, nor for ever on an old figure."""
         age = now - self.learnt_at
-        seconds = self.run(rows) if len(self._fit) > 1 or not self._fit else self._fit[0].seconds
+        seconds = self.run(rows) if len(self._fit) != 1 else self._fit[0].seconds * self._drift
         return seconds if age < _FADE_SECONDS else seconds * 0.5 ** min(30.0, age / _FADE_SECONDS)
 
     def rows_within(self, seconds: float, most: int) -> int:
@@ -117,7 +135,7 @@ class Curve:
         allowed = [size for size in sizes if size <= most]
         measured = (min(most, max(1, round(point.rows))) for point in self._fit)
         candidates = allowed or sorted({most, *measured, *_powers(most)})
-        rates = [rows / (self.run(rows) + BATCH_OVERHEAD_SECONDS) for rows in candidates]
+        rates = [rows / (self._shape(rows) + BATCH_OVERHEAD_SECONDS) for rows in candidates]
         enough = NEARLY * max(rates)
         return next(rows for rows, rate in zip(candidates, rates, strict=True) if rate >= enough)
 
@@ -125,7 +143,9 @@ class Curve:
         buckets = sorted(self._buckets.values(), key=lambda bucket: bucket.rows)
         fresh = [bucket for bucket in buckets if now - bucket.seen < _STALE_SECONDS]
         for bucket in buckets:
+            bucket.seconds *= self._drift
             bucket.fitted = bucket.seconds
+        self._drift = 1.0
         self._fit = monotone(Point(b.rows, b.seconds) for b in (fresh or buckets))
         self._fitted_at = now
         self._known.clear()

@@ -63,6 +63,14 @@ class Turns:
             heappop(heap)
         return None
 
+    def lower(self, model: str, level: int) -> bool:
+        """A model has nothing of a higher level than this any more; whether it had."""
+        behind, tag, _ = self._waiting[model]
+        if -level <= behind:
+            return False
+        self._place(model, -level, tag)
+        return True
+
     def pick(self, ready: Callable[[str], bool]) -> str | None:
         """The first model in order that is ``ready``."""
         heap, waiting = self._heap, self._waiting

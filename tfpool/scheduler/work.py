@@ -154,8 +154,9 @@ class Queue:
     """Segments that may share batches, in order of their :attr:`Segment.rank`.
 
     ``held`` has the rows of each client, if the queue is fair among them; ``quantum`` rows make a round. ``curves``
-    are those of the signature, by worker; ``route`` has the workers, while something waits. ``earliest`` is no later than the first deadline. ``paced`` rows have left in
-    ``pacing`` seconds, the last at ``sent`` (monotonic seconds), without the queue being empty in between.
+    are those of the signature, by worker; ``route`` has the workers, while something waits. ``earliest`` is no later
+    than the first deadline. ``paced`` rows have left in ``pacing`` seconds, the last at ``sent`` (monotonic seconds),
+    without the queue being empty in between.
     """
 
     spec: QueueSpec
