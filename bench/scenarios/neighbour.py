@@ -14,7 +14,7 @@ from bench.scenario import Figure, Scenario, Settings, Sheet, Target
 FACTOR = 5.0
 SHARE = 0.2  # of the worker's time, that the victim asks for
 DEADLINE_SECONDS = 1.0
-ROWS = 4  # a request of the neighbour
+ROWS = 32  # a request of the neighbour
 IN_FLIGHT = 64
 _MODEL = "deep"
 _FIGURE = "the victim's answers within p99 alone and a batch of the neighbour"
