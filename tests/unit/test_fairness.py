@@ -237,6 +237,7 @@ def test_what_has_nothing_waiting_any_more_has_no_turn() -> None:
     assert ("a" in turns, "b" in turns, turns.first()) == (False, True, "b")
     turns.settle("a", 50.0)
     turns.join("a")
+    turns.start("b", 20.0, 0)
     assert turns.first() == "b", "it still owes what it had"
 
 

@@ -480,9 +480,15 @@ def test_the_wait_is_bounded_where_the_user_says_so() -> None:
 
 
 def test_an_empty_queue_refuses_nobody() -> None:
+    """However long it was empty."""
     desk = overloaded(max_queue=0.7)
     desk.serve()
-    desk.ask(100, within=0.5)
+    for seconds in (0.0, 10.0):
+        desk.now += seconds
+        desk.ask(100, within=9.0)
+        desk.turn()
+        desk.ask(within=0.5)
+        desk.serve()
     assert desk.refused == {}
 
 

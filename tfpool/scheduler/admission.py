@@ -33,42 +33,44 @@ def paced(queue: Queue, rows: int, now: float) -> None:
     queue.sent = now
 
 
-def expected_wait(queue: Queue, segment: Segment) -> float:
-    """Seconds until what would wait before a new segment is gone, at the pace so far; 0 while that is not known."""
-    if queue.pacing < _LEAST_PACING:
-        return 0.0
+def expected_wait(queue: Queue, segment: Segment, row_seconds: float) -> float:
+    """Seconds until what would wait before a new segment is gone: at the pace so far, or by ``row_seconds`` where there
+    is none to go by."""
     segments = queue.segments
     rows = float(queue.rows)
     rank = (True, -segment.priority, queue.round_of(segment), segment.deadline)
     if segments and segments[-1].rank > rank:
         rows *= bisect_right(segments, rank, key=lambda other: other.rank) / len(segments)
-    return rows * queue.pacing / queue.paced
+    return rows * (queue.pacing / queue.paced if queue.pacing >= _LEAST_PACING else row_seconds)
 
 
-def too_slow(queue: Queue, segment: Segment, run_seconds: float, now: float) -> ResourceExhausted | None:
-    """Why a segment had better not wait here; None where it may. ``run_seconds`` is what its batch will take."""
+def too_slow(
+    queue: Queue, segment: Segment, run_seconds: float, row_seconds: float, now: float
+) -> ResourceExhausted | None:
+    """Why a segment had better not wait here; None where it may. ``run_seconds`` is what its batch will take,
+    ``row_seconds`` what a row takes at best."""
     policy = queue.spec.policy
-    wait = expected_wait(queue, segment)
+    wait = expected_wait(queue, segment, row_seconds)
     allowed = HEADROOM * (segment.deadline - now) - run_seconds
     if policy.max_queue:
         allowed = min(allowed, policy.max_queue)
-    if wait <= allowed:
+    if wait <= allowed or wait <= run_seconds:
         return None
     message = (
-        f"queue of {queue.spec.servable} is full: {queue.rows} rows wait, about {1000 * wait:.0f} ms of work; "
-        f"this request has {1000 * max(0.0, allowed):.0f} ms"
+        f"queue of {queue.spec.servable} is full: {queue.rows} rows wait, about {1000 * wait:.3g} ms of work; "
+        f"this request has {1000 * max(0.0, allowed):.3g} ms for that"
     )
     return ResourceExhausted(message, max(0.001, wait - max(0.0, allowed)))
 
 
-def full(queue: Queue, segment: Segment) -> ResourceExhausted:
+def full(queue: Queue, segment: Segment, row_seconds: float) -> ResourceExhausted:
     """The refusal of requests for which there is no room in a queue."""
     most = queue.spec.policy.max_queue_rows
     if segment.rows > most:
         return ResourceExhausted(
             f"a request of {queue.spec.servable} has {segment.rows} rows, more than max_queue_rows ({most})"
         )
-    retry = expected_wait(queue, segment) / 2 or None
+    retry = expected_wait(queue, segment, row_seconds) / 2 or None
     return ResourceExhausted(
         f"queue of {queue.spec.servable} is full: {queue.rows} rows wait, max_queue_rows is {most}", retry
     )

@@ -14,6 +14,7 @@ together. What comes back without an answer is the business of :mod:`tfpool.sche
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from tfpool.errors import Cancelled, DeadlineExceeded, ResourceExhausted, TfpoolError
 from tfpool.scheduler import events as ev
@@ -116,8 +117,8 @@ class Scheduler:
             queue.curves = self.estimates.curves(spec.servable, spec.signature)
             queue.out_row_bytes = self.estimates.out_row_bytes(spec)
         policy = spec.policy
-        if queue.pacing:
-            slow = too_slow(queue, segment, self._batch_seconds(queue), now)
+        if queue.rows:
+            slow = too_slow(queue, segment, *self._pace(queue), now)
             if slow is not None:
                 actions.append(ev.Refuse(spec, [segment], slow))
                 return
@@ -126,23 +127,27 @@ class Scheduler:
             actions.append(ev.Refuse(spec, [segment], ResourceExhausted(why)))
             return
         if segment.count * segment.rows > policy.max_queue_rows - queue.rows:
-            error = full(queue, segment)
+            row_seconds = self._pace(queue)[1]
+            error = full(queue, segment, row_seconds)
             self._refuse(spec, make_room(queue, segment), error, actions)
             fits = max(0, policy.max_queue_rows - queue.rows) // segment.rows
             if fits < segment.count:
                 rest, segment = segment, segment.take(fits)
-                self._refuse(spec, [rest], full(queue, rest), actions)
+                self._refuse(spec, [rest], full(queue, rest, row_seconds), actions)
                 if not fits:
                     return
         for part in explode(segment) if segment.rows > policy.max_rows and batches(spec) else (segment,):
             queue.push(part)
         self.staff.wake(queue)
 
-    def _batch_seconds(self, queue: Queue) -> float:
-        """What the next batch of a queue will take, as far as is known."""
+    def _pace(self, queue: Queue) -> tuple[float, float]:
+        """Seconds of the next batch of a queue, and seconds a row at best, as far as is known."""
+        route = queue.route
         for name, curve in queue.curves.items():
-            return curve.run(self.cap(queue, name))
-        return 0.0
+            most = self.cap(queue, name)
+            seconds = curve.run(most)
+            return seconds, seconds / (most * len(route.workers)) if route is not None and route.workers else 0.0
+        return 0.0, 0.0
 
     @staticmethod
     def cap(queue: Queue, worker: WorkerName) -> int:
@@ -173,6 +178,8 @@ class Scheduler:
                 return
             curve = queue.curves.get(worker.name)
             most = 1 if queue.rows == 1 else self.cap(queue, worker.name)
+            if queue.earliest <= now and self._drop_late(queue, most, now, actions):
+                continue
             start = max(now, worker.busy_until) if worker.batches else now
             if curve is not None and queue.segments[0].deadline - start < curve.run(most):
                 most, hopeless_ones = triage(queue, curve, start, most, now)
@@ -186,6 +193,15 @@ class Scheduler:
             if not self._never_fits(queue, worker, actions):
                 self.staff.starved[worker.name] = worker
                 return
+
+    def _drop_late(self, queue: Queue, most: int, now: float, actions: list[ev.Action]) -> bool:
+        """Take out what is late if the next batch would have some of it; whether there was any."""
+        if all(segment.deadline > now for segment in islice(queue.segments, most)):
+            return False
+        late = remove(queue, lambda segment: segment.deadline <= now)
+        self._refuse(queue.spec, late, DeadlineExceeded("the deadline passed in the queue"), actions)
+        self.staff.rest(queue)
+        return True
 
     def _send(
         self, queue: Queue, worker: Worker, most: int, start: float, now: float, actions: list[ev.Action]

@@ -20,7 +20,7 @@ WorkerName = str
 BatchId = int
 Rank = tuple[bool, int, int, float]
 NEVER = float("inf")
-LEAST_QUANTUM = 256
+LEAST_QUANTUM = 16
 
 
 class BatchPolicy(NamedTuple):
@@ -174,7 +174,8 @@ class Queue:
     sent: float = 0.0
 
     def __post_init__(self) -> None:
-        self.quantum = max(LEAST_QUANTUM, 4 * self.spec.policy.max_rows)
+        policy = self.spec.policy
+        self.quantum = max(LEAST_QUANTUM, min(4 * policy.max_rows, policy.max_queue_rows // 4))
 
     @property
     def level(self) -> int:
