@@ -47,17 +47,18 @@ def test_what_waits_leaves_at_the_pace_so_far(rows: int, seconds: float) -> None
     """Also where many workers share it, and batches leave one soon after another."""
     queue = make_queue()
     queue.push(make(200))
-    pace(queue, rows, seconds)
-    assert expected_wait(queue, make()) == pytest.approx(200 / rows * seconds, rel=0.05)
+    pace(queue, rows, seconds, times=100)
+    assert expected_wait(queue, make(), 0.0) == pytest.approx(200 / rows * seconds, rel=0.05)
 
 
 def test_the_pace_is_not_known_from_a_batch_or_from_some_at_once() -> None:
     queue = make_queue()
     queue.push(make(200))
-    assert expected_wait(queue, make()) == 0.0
+    assert expected_wait(queue, make(), 0.0) == 0.0
     for _ in range(8):
         paced(queue, 64, 5.0)
-    assert expected_wait(queue, make()) == 0.0
+    assert expected_wait(queue, make(), 0.0) == 0.0
+    assert expected_wait(queue, make(), 0.002) == pytest.approx(0.4), "what the curve says is better than nothing"
 
 
 def test_the_pace_follows_what_changes() -> None:
@@ -66,7 +67,7 @@ def test_the_pace_follows_what_changes() -> None:
     pace(queue, 1, 1.0)
     for i in range(60):
         paced(queue, 1, 59.0 + 0.01 * i)
-    assert expected_wait(queue, make()) == pytest.approx(1.0, rel=0.3)
+    assert expected_wait(queue, make(), 0.0) == pytest.approx(1.0, rel=0.3)
 
 
 @pytest.mark.parametrize("fair", [True, False])
@@ -75,7 +76,7 @@ def test_only_what_goes_before_it_counts(fair: bool) -> None:
     for priority in range(4):
         queue.push(make(10, client=b"%d" % priority, priority=priority, deadline=9.0))
     pace(queue, 1, 0.01)
-    waits = [expected_wait(queue, make(client=b"x", priority=p, deadline=99.0)) for p in (-1, 0, 1, 2, 3, 4)]
+    waits = [expected_wait(queue, make(client=b"x", priority=p, deadline=99.0), 0.0) for p in (-1, 0, 1, 2, 3, 4)]
     assert waits == [pytest.approx(rows / 100) for rows in (40, 40, 30, 20, 10, 0)]
 
 
@@ -83,8 +84,8 @@ def test_a_flood_waits_for_itself() -> None:
     queue = make_queue()
     queue.push(make(1024, client=FLOOD, deadline=10.0))
     pace(queue, 1, 0.001)
-    assert expected_wait(queue, make(client=FLOOD, deadline=9.0)) == pytest.approx(1.024)
-    assert expected_wait(queue, make(client=NEW, deadline=11.0)) == pytest.approx(0.256)
+    assert expected_wait(queue, make(client=FLOOD, deadline=9.0), 0.0) == pytest.approx(1.024)
+    assert expected_wait(queue, make(client=NEW, deadline=11.0), 0.0) == pytest.approx(0.256)
 
 
 def test_what_would_wait_too_long_is_told_so_and_when_to_come_back() -> None:
@@ -93,30 +94,39 @@ def test_what_would_wait_too_long_is_told_so_and_when_to_come_back() -> None:
     queue.push(make(200, deadline=11.0))
     pace(queue, 1, 0.01)
     now = 10.0
-    error = too_slow(queue, make(deadline=now + 1.5), 0.25, now)
+    error = too_slow(queue, make(deadline=now + 1.5), 0.25, 0.0, now)
     assert error is not None
-    assert error.message == "queue of m:1 is full: 200 rows wait, about 2000 ms of work; this request has 800 ms"
+    assert error.message == (
+        "queue of m:1 is full: 200 rows wait, about 2000 ms of work; this request has 800 ms for that"
+    )
     assert error.retry_after == pytest.approx(1.2)
-    assert too_slow(queue, make(deadline=now + 3.3), 0.25, now) is None
-    assert too_slow(queue, make(), 0.25, now) is None
+    assert too_slow(queue, make(deadline=now + 3.3), 0.25, 0.0, now) is None
+    assert too_slow(queue, make(), 0.25, 0.0, now) is None
 
 
 def test_the_wait_may_be_bounded_beside_deadlines() -> None:
     queue = make_queue(max_queue=0.5)
     queue.push(make(49))
     pace(queue, 1, 0.01)
-    assert too_slow(queue, make(), 0.0, 10.0) is None
+    assert too_slow(queue, make(), 0.0, 0.0, 10.0) is None
     queue.push(make(2))
-    error = too_slow(queue, make(), 0.0, 10.0)
+    error = too_slow(queue, make(), 0.0, 0.0, 10.0)
     assert error is not None
     assert "this request has 500 ms" in error.message
+
+
+def test_what_waits_for_less_than_a_run_is_not_too_much() -> None:
+    queue = make_queue(fair=False)
+    queue.push(make(9, deadline=10.5))
+    assert too_slow(queue, make(deadline=11.0), 0.9, 0.1, 10.0) is None
+    assert too_slow(queue, make(deadline=11.0), 0.8, 0.1, 10.0) is not None
 
 
 # -- a queue without room ------------------------------------------------------------------------------------------
 
 
 def test_there_is_no_room_for_what_is_larger_than_a_queue() -> None:
-    error = full(make_queue(max_queue_rows=10), make(rows=11))
+    error = full(make_queue(max_queue_rows=10), make(rows=11), 0.1)
     assert error.message == "a request of m:1 has 11 rows, more than max_queue_rows (10)"
     assert error.retry_after is None
 
@@ -124,9 +134,9 @@ def test_there_is_no_room_for_what_is_larger_than_a_queue() -> None:
 def test_when_to_come_back_to_a_full_queue() -> None:
     queue = make_queue(max_queue_rows=100)
     queue.push(make(100))
-    assert full(queue, make()).retry_after is None
+    assert full(queue, make(), 0.0).retry_after is None
     pace(queue, 1, 0.01)
-    error = full(queue, make())
+    error = full(queue, make(), 0.0)
     assert error.message == "queue of m:1 is full: 100 rows wait, max_queue_rows is 100"
     assert error.retry_after == pytest.approx(0.5)
 

@@ -45,9 +45,10 @@ def test_what_waits_by_model_and_by_servable() -> None:
     )
     for queue in (old, new, other):
         push(backlog, queue, make(0))
-    assert backlog.of_model("m") == [old, new]
+    assert backlog.of_model("m") == [*backlog.group("m").values()] == [old, new]
     assert backlog.of_servable(ModelKey("m", 2)) == [new]
     assert backlog.waiting() == [old, new, other]
+    assert (backlog.group("o"), backlog.level("o")) == ({}, None)
     assert backlog.of_model("o") == backlog.of_servable(idle.spec.servable) == []
     assert not backlog.rest(new), "something waits in it"
     new.take(1)

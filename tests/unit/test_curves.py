@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -92,6 +93,31 @@ def test_small_changes_are_taken_in_after_a_while() -> None:
     assert curve.run(4) == pytest.approx(0.0103, rel=0.01)
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.2, 0.4])
+@pytest.mark.parametrize("rare", [0.0, 0.02])
+def test_noise_at_one_size_says_nothing_of_others(noise: float, rare: float) -> None:
+    """However long only that one is run; ``rare`` runs take five times as long."""
+    random = Random(7)
+    curve = curve_of([(1, 0.010), *[(8, 0.020)] * 5])
+    for i in range(11_000):
+        seconds = 0.010 * max(0.3, random.gauss(1.0, noise)) * (5 if random.random() < rare else 1)
+        curve.learn(1, seconds, i / 200)
+    assert 0.5 < curve.run(1) / 0.010 < 2
+    assert 0.5 < curve.run(8) / 0.020 < 2
+
+
+@pytest.mark.parametrize("slower", [3.0, 0.4])
+def test_what_slows_down_one_size_slows_down_all(slower: float) -> None:
+    """Others use the same CPU, say: those that do not run now shall not look good beside those that do."""
+    curve = curve_of([(1, 0.010), (8, 0.020)] * 20)
+    knee = curve.knee(64)
+    for i in range(15):
+        curve.learn(1, 0.010 * slower, i / 100)
+    assert curve.run(1) == pytest.approx(0.010 * slower, rel=0.3)
+    assert curve.run(8) == pytest.approx(0.020 * slower, rel=0.5)
+    assert curve.knee(64) == knee
+
+
 # -- how large a batch may be -------------------------------------------------------------------------------------
 
 
@@ -123,7 +149,8 @@ def test_the_knee_is_an_allowed_size(points: list[tuple[int, float]], most: int,
     allowed = [size for size in sizes if size <= most]
     knee = curve.knee(most, sizes)
     if allowed:
-        assert knee == min(size for size in allowed if rate(curve, size) >= NEARLY * max(rate(curve, s) for s in allowed))
+        enough = NEARLY * max(rate(curve, size) for size in allowed)
+        assert knee == min(size for size in allowed if rate(curve, size) >= enough)
     else:
         assert knee == curve.knee(most)
 

@@ -216,6 +216,18 @@ def test_a_model_rises_with_the_best_that_it_has_waiting_and_falls_when_that_has
     assert turns.first() == "a"
 
 
+def test_a_model_falls_to_what_it_has_waiting_still() -> None:
+    turns = Turns()
+    turns.join("a", 3)
+    turns.join("b", 1)
+    assert not turns.lower("a", 3)
+    assert turns.lower("a", 2)
+    assert turns.first() == "a"
+    assert turns.lower("a", 0)
+    assert turns.first() == "b"
+    assert not turns.lower("b", 2), "it does not rise by that"
+
+
 def test_models_of_a_level_share_by_what_they_had() -> None:
     turns = Turns()
     for model in "abc":

@@ -15,8 +15,8 @@ from tfpool.types import ModelKey
 FLOOD, NEW = b"flood", b"newcomer"
 
 
-def make_queue(max_rows: int = 64, fair: bool = True, priority: int = 0) -> Queue:
-    policy = BatchPolicy(max_rows=max_rows, fair=fair, priority=priority)
+def make_queue(max_rows: int = 64, fair: bool = True, priority: int = 0, max_queue_rows: int = 16384) -> Queue:
+    policy = BatchPolicy(max_rows=max_rows, fair=fair, priority=priority, max_queue_rows=max_queue_rows)
     return Queue(QueueSpec(0, ModelKey("m", 1), 0, (Input((1,), 4, False),), True, True, True, policy))
 
 
@@ -80,7 +80,7 @@ def rounds(queue: Queue) -> list[tuple[bytes, int, int]]:
 
 def test_what_a_client_has_beyond_a_few_batches_is_for_later_rounds() -> None:
     queue = make_queue()
-    assert queue.quantum == LEAST_QUANTUM == 256
+    assert queue.quantum == 256
     queue.push(make(0, 600, client=FLOOD, deadline=1.0))
     queue.push(make(600, 10, client=NEW, deadline=9.0))
     assert rounds(queue) == [(FLOOD, 0, 256), (NEW, 0, 10), (FLOOD, 1, 256), (FLOOD, 2, 88)]
@@ -97,8 +97,11 @@ def test_where_the_queue_is_not_fair_only_deadlines_count() -> None:
     assert queue.held == {}
 
 
-def test_large_batches_make_large_rounds() -> None:
-    assert make_queue(max_rows=1000).quantum == 4000
+@pytest.mark.parametrize(
+    ("max_rows", "max_queue_rows", "rows"), [(64, 16384, 256), (1000, 16384, 4000), (1000, 4000, 1000), (1, 9, 16)]
+)
+def test_a_round_is_some_batches_and_less_than_the_queue(max_rows: int, max_queue_rows: int, rows: int) -> None:
+    assert make_queue(max_rows=max_rows, max_queue_rows=max_queue_rows).quantum == max(rows, LEAST_QUANTUM)
 
 
 def test_a_large_request_is_not_cut() -> None:

@@ -274,7 +274,7 @@ def test_where_clients_do_not_share_the_deadline_decides() -> None:
 def test_at_a_full_queue_the_last_rounds_make_room() -> None:
     desk = Desk(make_spec(max_queue_rows=600))
     desk.ask(600, client=b"flood")
-    assert list(desk.ask(client=b"flood"))[0] in desk.refused
+    assert desk.ask(client=b"flood")[0] in desk.refused
     new = desk.ask(5, client=b"new")
     assert sorted(desk.refused) == [595, 596, 597, 598, 599, 600]
     assert all(isinstance(error, ResourceExhausted) for error in desk.refused.values())
@@ -358,6 +358,24 @@ def test_what_waits_past_its_deadline_is_refused_then() -> None:
     desk.turn()
     assert desk.refused[number].message == "the deadline passed in the queue"
     assert desk.scheduler.wakeup() == NEVER
+
+
+def test_what_is_late_by_less_than_a_look_does_not_leave_either() -> None:
+    """Though it waits behind what is not late, and late requests were looked for a moment ago."""
+    desk = Desk(make_spec(max_rows=2))
+    desk.ask(4)
+    desk.turn()
+    (urgent,) = desk.ask(within=9.0, priority=1)
+    late = [desk.ask(within=within)[0] for within in (0.0100, 0.0105)]
+    desk.end(after=0.0100)
+    desk.ask(2, priority=2)
+    assert len(desk.turn()) == 1
+    assert set(desk.refused) == {late[0]}
+    desk.end(after=0.0006)
+    desk.end(after=0.0)
+    assert desk.scheduler.wakeup() > desk.now
+    assert desk.turn() == [[urgent]]
+    assert set(desk.refused) == {*late}
 
 
 def test_what_cannot_be_in_time_is_told_early() -> None:
@@ -470,6 +488,16 @@ def test_what_would_miss_its_deadline_by_waiting_is_refused_at_once() -> None:
     assert error.retry_after == pytest.approx(0.66, rel=0.1)
     assert desk.ask(within=1.6, priority=-1)[0] not in desk.refused
     assert desk.ask(within=0.5)[0] not in desk.refused, "its deadline is earlier than those of all others"
+
+
+def test_a_first_burst_is_bounded_by_what_the_warm_up_has_shown() -> None:
+    desk = Desk(make_spec(), workers="ab", points=FLAT)
+    desk.ask(1280, within=0.040)
+    (number,) = desk.ask(within=0.050)
+    error = desk.refused[number]
+    assert "about 100 ms of work; this request has 25 ms" in error.message
+    assert error.retry_after == pytest.approx(0.075)
+    assert desk.ask(within=0.2)[0] not in desk.refused
 
 
 def test_the_wait_is_bounded_where_the_user_says_so() -> None:

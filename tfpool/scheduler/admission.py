@@ -57,10 +57,14 @@ def too_slow(
     if wait <= allowed or wait <= run_seconds:
         return None
     message = (
-        f"queue of {queue.spec.servable} is full: {queue.rows} rows wait, about {1000 * wait:.3g} ms of work; "
-        f"this request has {1000 * max(0.0, allowed):.3g} ms for that"
+        f"queue of {queue.spec.servable} is full: {queue.rows} rows wait, about {_ms(wait)} ms of work; "
+        f"this request has {_ms(max(0.0, allowed))} ms for that"
     )
     return ResourceExhausted(message, max(0.001, wait - max(0.0, allowed)))
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.0f}" if seconds >= 0.01 else f"{1000 * seconds:.3g}"
 
 
 def full(queue: Queue, segment: Segment, row_seconds: float) -> ResourceExhausted:

@@ -1,10 +1,11 @@
 """Latency curves: how long a run of so many rows takes, per signature and worker, learnt from warm-up and real runs.
 
 A curve is a *shape* times a *drift*. The shape changes slowly: runs are collected in buckets, two an octave; each keeps
-moving means of rows and seconds. Because a larger batch never takes less time, the buckets are made monotone by pooling
-adjacent violators (Ayer et al., 1955); between them the curve is a straight line, beyond the last one the last slope
-goes on. The drift follows at once when all runs take longer, or less, than they did: when others use the same CPU, say.
-Without it the sizes that happen to run at such a time would look bad beside those that do not.
+moving means of rows and seconds, over about ten seconds. Because a larger batch never takes less time, the buckets are
+made monotone by pooling adjacent violators (Ayer et al., 1955); between them the curve is a straight line, beyond the
+last one the last slope goes on. The drift follows at once when runs take longer, or less, than the shape says: when
+others use the same CPU, say. Without it the sizes that happen to run at such a time would look bad beside those that do
+not; it goes back to one by itself, as the shape follows.
 
 The *knee* is the smallest batch that has nearly the best rows a second: on a CPU larger ones may even lose. Buckets
 that no run has touched for a minute are left out where others are fresh, so that the curve's guess takes their place,
@@ -24,7 +25,8 @@ from tfpool.types import ModelKey
 
 BATCH_OVERHEAD_SECONDS = 60e-6  # what a batch costs its broker and worker beside the run
 NEARLY = 0.97
-_LEAST_SMOOTHING = 0.05
+_MEAN_SECONDS = 10.0
+_MEAN_RUNS = 20
 _DRIFT_SMOOTHING = 0.2
 _SETTLED_RUNS = 4
 _OUTLIER = 4.0
@@ -82,16 +84,17 @@ class Curve:
             self._buckets[key] = _Bucket(rows, seconds / self._drift, now)  # no run is so quick by accident
             self._refit(now)
             return
-        if bucket.runs >= _SETTLED_RUNS:
-            ratio = seconds / (self._shape(rows) or seconds or 1.0)
-            most = _LARGEST_JUMP * self._drift
-            self._drift += _DRIFT_SMOOTHING * ((ratio if ratio < most else most) - self._drift)
+        ratio = seconds / (self._shape(rows) or seconds or 1.0)
+        if ratio > _LARGEST_JUMP * self._drift:
+            ratio = _LARGEST_JUMP * self._drift
+            seconds = ratio * bucket.seconds
         bucket.runs += 1
-        weight = 1 / bucket.runs
-        if weight < _LEAST_SMOOTHING:
-            weight = _LEAST_SMOOTHING
-        shape, most = seconds / self._drift, _OUTLIER * bucket.seconds
-        bucket.seconds += weight * ((shape if shape < most else most) - bucket.seconds)
+        if bucket.runs > _SETTLED_RUNS:
+            self._drift += _DRIFT_SMOOTHING * (ratio - self._drift)
+        weight = (
+            1 / bucket.runs if bucket.runs <= _MEAN_RUNS else (now - bucket.seen) / (_MEAN_SECONDS + now - bucket.seen)
+        )
+        bucket.seconds += weight * (seconds - bucket.seconds)
         bucket.rows += weight * (rows - bucket.rows)
         bucket.seen = now
         if abs(bucket.seconds - bucket.fitted) > _MOVED * bucket.fitted or now - self._fitted_at >= _REFIT_SECONDS:
@@ -143,9 +146,7 @@ class Curve:
         buckets = sorted(self._buckets.values(), key=lambda bucket: bucket.rows)
         fresh = [bucket for bucket in buckets if now - bucket.seen < _STALE_SECONDS]
         for bucket in buckets:
-            bucket.seconds *= self._drift
             bucket.fitted = bucket.seconds
-        self._drift = 1.0
         self._fit = monotone(Point(b.rows, b.seconds) for b in (fresh or buckets))
         self._fitted_at = now
         self._known.clear()
