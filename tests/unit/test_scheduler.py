@@ -22,7 +22,7 @@ from tfpool.errors import (
 )
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.accounts import Limits
-from tfpool.scheduler.comeback import MAX_DEATHS_AT_ALL
+from tfpool.scheduler.comeback import MAX_LONE_DEATHS
 from tfpool.scheduler.core import LEAD, LONG_RUN, SHARED_RUN, SHARED_SECONDS, Scheduler
 from tfpool.scheduler.curves import Point
 from tfpool.scheduler.staff import CREDITS, NARROW
@@ -99,7 +99,7 @@ class Desk:
     ) -> range:
         """Requests of ``rows`` rows each come in, with ``within`` seconds; their numbers."""
         first, self._next = self._next, self._next + count
-        fields = {"rows": 1, "buffers": (), "row_bytes": 4} | more
+        fields: dict[str, Any] = {"rows": 1, "buffers": (), "row_bytes": 4} | more
         segment = Segment(client, first, count, deadline=self.now + within, arrived=self.now, **fields)
         self.tell(ev.Submit(of or self.specs[0], segment))
         return range(first, first + count)
@@ -772,15 +772,21 @@ def test_a_killer_alone_has_two_lives() -> None:
     assert isinstance(desk.refused[killer], FailedPrecondition)
 
 
-def test_what_somebody_else_ended_is_nobodys_fault() -> None:
-    """But a request whose workers die again and again is given up all the same."""
+@pytest.mark.parametrize("together", [1, 2])
+def test_what_somebody_else_ended_is_nobodys_fault(together: int) -> None:
+    """But a request whose workers die again and again while it is alone is given up all the same."""
     desk = Desk(make_spec(), points=FLAT)
-    (number,) = desk.ask()
-    for _ in range(MAX_DEATHS_AT_ALL):
+    number, *_ = asked = desk.ask(together)
+    for _ in range(2 if together > 1 else 0):
+        assert desk.turn() == [[*asked]]
+        desk.kill(guilty=False)
+    for _ in range(MAX_LONE_DEATHS):
         assert number not in desk.refused
         assert desk.turn() == [[number]]
         desk.kill(guilty=False)
     assert isinstance(desk.refused[number], FailedPrecondition)
+    desk.serve()
+    assert desk.answered == [*asked[1:]]
     desk.is_square()
 
 
@@ -834,13 +840,14 @@ def test_what_fails_is_found_in_halves() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_in_place_too_the_one_at_fault_is_found(rows: int) -> None:
-    for fault in ("killers", "poison"):
+    faults: list[dict[str, set[int]]] = [{"killers": {2}}, {"poison": {2}}]
+    for fault in faults:
         desk = Desk(make_spec(), points=[(1, 0.0001), (16, 0.0002)])
         asked = desk.in_place(4, rows=rows)
         assert desk.turn() == [[*asked]]
         assert desk.sent[0].alone
         desk.in_place(2, rows=rows)
-        desk.serve(**{fault: {2}})
+        desk.serve(fault.get("killers", ()), fault.get("poison", ()))
         assert set(desk.refused) == {2}
         assert sorted(desk.answered) == [0, 1, 3, 4, 5]
         desk.is_square()

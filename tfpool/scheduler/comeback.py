@@ -17,7 +17,7 @@ from tfpool.scheduler.work import Batch, Queue, QueueSpec, Segment
 from tfpool.types import ModelKey
 
 MAX_DEATHS = 2  # of a request that ran alone, where the workers died through their own doing
-MAX_DEATHS_AT_ALL = 5
+MAX_LONE_DEATHS = 5  # whoever ended the workers
 
 Refuse = Callable[[QueueSpec, Iterable[Segment], TfpoolError, list[ev.Action]], None]
 
@@ -58,6 +58,7 @@ class Comeback:
         lost: list[Segment] = []
         for piece in batch.pieces:
             piece.deaths += ran
+            piece.lone_deaths += ran and batch.requests == 1
             if gone is not None or (ran and not batch.spec.retry):
                 lost.append(piece)
             elif ran and piece.deaths >= MAX_DEATHS and batch.requests == 1:
@@ -76,7 +77,7 @@ class Comeback:
             gone = self._gone.get(queue.spec.servable)
             if gone is not None:
                 self._refuse(queue.spec, [piece], gone, actions)
-            elif guilty or piece.deaths >= MAX_DEATHS_AT_ALL:
+            elif guilty or piece.lone_deaths >= MAX_LONE_DEATHS:
                 text = f"this request is in quarantine: {piece.deaths} workers died while running it, the last of them"
                 self._refuse(queue.spec, [piece], FailedPrecondition(f"{text}: {why}"), actions)
             else:

@@ -89,10 +89,10 @@ class Segment:
 
     ``start`` is the index of the first request in the buffers, which the scheduler never looks into. ``payload``
     has, per text input, where the bytes of each row end. With a ``join``, the requests are the single rows of one
-    large request, and ``first`` counts its rows. ``deaths`` counts the workers that died while running it; ``limit``:
-    at most so many rows in this one's batch (0: any). ``round`` puts what a client has waiting beyond a few batches
-    behind what others have. ``row_bytes`` of memory a row are held on ``account``. ``twin`` is whoever compares the
-    answers with those of a copy; the scheduler only carries it along.
+    large request, and ``first`` counts its rows. ``deaths`` counts the workers that died while running it,
+    ``lone_deaths`` those that ran nothing else; ``limit``: at most so many rows in this one's batch (0: any). ``round``
+    puts what a client has waiting beyond a few batches behind what others have. ``row_bytes`` of memory a row are held
+    on ``account``. ``twin`` is whoever compares the answers with those of a copy; the scheduler only carries it along.
     """
 
     client: bytes
@@ -114,6 +114,7 @@ class Segment:
     round: int = 0
     row_bytes: int = 0
     account: Account | None = None
+    lone_deaths: int = 0
 
     @property
     def rank(self) -> Rank:
@@ -142,6 +143,7 @@ class Segment:
             self.round,
             self.row_bytes,
             self.account,
+            self.lone_deaths,
         )
         self.first += count
         self.start += count

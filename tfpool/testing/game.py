@@ -196,6 +196,7 @@ class Request:
     answered: set[int] = field(default_factory=set)
     deaths: int = 0
     died_alone: bool = False
+    lone_deaths: int = 0
     cancelled: bool = False
     gone: bool = False
 

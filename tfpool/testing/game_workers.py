@@ -11,7 +11,7 @@ from zlib import crc32
 
 from tfpool.errors import InvalidArgument
 from tfpool.scheduler import events as ev
-from tfpool.scheduler.comeback import MAX_DEATHS
+from tfpool.scheduler.comeback import MAX_DEATHS, MAX_LONE_DEATHS
 from tfpool.scheduler.core import Scheduler
 from tfpool.scheduler.curves import Point
 from tfpool.scheduler.work import Batch
@@ -105,6 +105,7 @@ class Workers(Referee):
                 if batch is lost[0]:  # the others were staged behind it
                     request.deaths += 1
                     request.died_alone = len(requests) == 1
+                    request.lone_deaths += request.died_alone
                     if self._is_accused(batch):
                         self._accused.setdefault(holder, []).append((request, rows))
                         continue
@@ -127,7 +128,7 @@ class Workers(Referee):
         del self._quarantined[holder]
         for request, rows in self._accused.pop(holder, []):
             request.running -= rows
-            request.died_alone = guilty
+            request.died_alone = guilty or request.lone_deaths >= MAX_LONE_DEATHS
             if not guilty:
                 request.deaths = MAX_DEATHS - 1
         self._tell(ev.WorkerReaped(holder, guilty))

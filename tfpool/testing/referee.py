@@ -176,7 +176,7 @@ class Referee(Book):
             DeadlineExceeded: request.deadline <= self.now + early,
             InvalidArgument: request.poison or not request.spec.retry,
             Unavailable: request.deaths and not request.spec.retry,
-            FailedPrecondition: request.died_alone and isinstance(event, ev.WorkerReaped) and event.guilty,
+            FailedPrecondition: request.died_alone and isinstance(event, ev.WorkerReaped),
             NotFound: request.spec.servable in self._closed,
             ResourceExhausted: isinstance(event, ev.Turn) or self._had_to_go(request, event),
         }[type(error)]
