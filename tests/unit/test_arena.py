@@ -130,7 +130,7 @@ def test_a_wrong_nonce_is_refused(arena: Arena) -> None:
         open_peer(os.getpid(), arena.fd, 8192, bytes(16))
 
 
-@pytest.mark.parametrize(("pid", "fd"), [(1 << 30, 3), (os.getpid(), 1 << 20)])
+@pytest.mark.parametrize(("pid", "fd"), [(1 << 30, 3), (os.getpid(), 1 << 20)], ids=["no process", "no descriptor"])
 def test_a_peer_that_is_not_there_is_refused(pid: int, fd: int) -> None:
     with pytest.raises(PermissionDenied, match="cannot be opened"):
         open_peer(pid, fd, 8192, NONCE)

@@ -176,13 +176,14 @@ def test_of_a_single_size_twice_as_many_are_tried(rows: int, knee: int) -> None:
 @pytest.mark.parametrize(
     ("known", "best"), [([(1, 0.010)], 64), ([(1, 0.010), (4, 0.020)], 64), ([(1, 0.010), (4, 0.020)], 4), (FALLING, 4)]
 )
-def test_batches_come_to_be_as_large_as_pays(known: list[tuple[int, float]], best: int) -> None:
+@pytest.mark.parametrize("first", [5.0, 0.040])
+def test_batches_come_to_be_as_large_as_pays(known: list[tuple[int, float]], best: int, first: float) -> None:
     """Though the first run of 8 rows was one that traces, and nothing but the largest that may be is ever run."""
 
     def takes(rows: int) -> float:
         return 0.010 + 0.0001 * rows if best == 64 or rows <= 4 else 0.004 * rows
 
-    curve, runs = curve_of([*known, (8, 5.0)]), []
+    curve, runs = curve_of([*known, (8, first)]), []
     for now in range(1, 400):
         runs.append(curve.knee(64))
         curve.learn(runs[-1], takes(runs[-1]), now)

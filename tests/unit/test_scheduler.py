@@ -74,6 +74,7 @@ class Desk:
         """Something happens; what follows from it is noted."""
         for action in self.scheduler.handle(event, self.now):
             if isinstance(action, ev.Dispatch):
+                assert len({piece.deaths for piece in action.batch.pieces}) == 1, "suspects run with others"
                 self.sent.append(action.batch)
                 self.batches[action.batch.worker].append(action.batch)
             elif isinstance(action, ev.Deliver):
@@ -234,6 +235,33 @@ def test_a_withdrawn_urgent_request_lifts_nobody() -> None:
     desk.tell(ev.Cancel(b"c", [(urgent, 1)]))
     desk.serve()
     assert desk.answered == [*high, *low]
+
+
+def test_what_a_run_has_cost_counts_not_what_it_was_thought_to() -> None:
+    dear, cheap = make_spec(0, "dear"), make_spec(1, "cheap")
+    desk = Desk(dear, cheap, points=FLAT)
+    desk.ask(of=dear)
+    desk.serve(seconds=1.0)
+    for _ in range(5):
+        desk.ask(of=cheap)
+        desk.serve(seconds=0.010)
+    desk.ask(of=dear)
+    (expected,) = desk.ask(of=cheap)
+    assert desk.turn() == [[expected]]
+
+
+def test_of_the_queues_of_a_model_the_most_urgent_goes_first() -> None:
+    plain = make_spec(0)
+    other = replace(plain, id=1, signature=1)
+    desk = Desk(plain)
+    for spec, within in ((plain, 3.0), (other, 2.0), (plain, 1.0)):
+        desk.ask(of=spec, within=within)
+    desk.serve()
+    assert desk.answered == [2, 0, 1]
+    for spec, within in ((plain, 3.0), (other, 2.0)):
+        desk.ask(of=spec, within=within)
+    desk.serve()
+    assert desk.answered[3:] == [4, 3]
 
 
 def test_within_a_level_models_share_the_time_of_a_worker() -> None:
@@ -449,6 +477,16 @@ def test_of_a_batch_that_was_not_begun_in_time_the_rest_runs() -> None:
     desk.is_square()
 
 
+def test_behind_a_run_what_cannot_be_in_time_after_it_is_told_so() -> None:
+    desk = Desk(make_spec(), points=[(1, 0.003), (2, 0.006)])
+    desk.ask()
+    desk.turn()
+    desk.now += 0.001
+    hopeless, other = desk.ask(within=0.0045)[0], desk.ask(within=0.0055)[0]
+    assert desk.turn() == [[other]]
+    assert "a run takes about 3.0 ms, and 2.5 ms would be left" in desk.refused[hopeless].message
+
+
 def test_the_worker_that_is_free_first_is_asked_first() -> None:
     desk = Desk(make_spec(max_rows=1), workers="ab", points=[(1, 0.003), (2, 0.006)])
     desk.ask()
@@ -507,6 +545,20 @@ def test_the_wait_is_bounded_where_the_user_says_so() -> None:
     assert desk.ask(within=50.0)[0] not in desk.refused
 
 
+def test_the_wait_is_longer_where_models_take_turns() -> None:
+    one, two = (make_spec(i, name, max_rows=4, fair=False) for i, name in enumerate(("one", "two")))
+    desk = Desk(one, two, points=FLAT)
+    for spec in (one, two):
+        desk.ask(600, of=spec, within=60.0)
+    for _ in range(100):
+        desk.turn()
+        desk.end()
+    (number,) = desk.ask(within=1.7, priority=-1)
+    waits = desk.scheduler.waiting(one.servable) * 0.020 / 4
+    error = desk.refused[number]
+    assert error.retry_after == pytest.approx(waits - (0.7 * 1.7 - 0.010), rel=0.1)
+
+
 def test_an_empty_queue_refuses_nobody() -> None:
     """However long it was empty."""
     desk = overloaded(max_queue=0.7)
@@ -515,7 +567,7 @@ def test_an_empty_queue_refuses_nobody() -> None:
         desk.now += seconds
         desk.ask(100, within=9.0)
         desk.turn()
-        desk.ask(within=0.5)
+        desk.ask(within=0.5, priority=-1)
         desk.serve()
     assert desk.refused == {}
 
@@ -541,6 +593,16 @@ def test_what_a_client_may_have(limits: Limits, why: str) -> None:
     assert desk.ask()[0] in desk.refused, "what runs counts too"
     desk.end()
     assert desk.ask()[0] not in desk.refused
+    desk.serve()
+    desk.is_square()
+
+
+def test_a_client_that_is_gone_and_comes_back_starts_anew() -> None:
+    desk = Desk(make_spec(), limits=Limits(client_rows=2), points=FLAT)
+    desk.ask(2)
+    desk.turn()
+    desk.tell(ev.ClientGone(b"c"))
+    assert not set(desk.ask(2)) & set(desk.refused)
     desk.serve()
     desk.is_square()
 
@@ -653,6 +715,16 @@ def test_a_head_that_never_fits_the_arena_is_refused() -> None:
     desk.is_square()
 
 
+def test_who_found_no_room_in_the_arena_gets_it_when_a_run_ends() -> None:
+    desk = Desk(make_spec(max_rows=1000, fair=False), workers="ab", arena=1 << 12)
+    desk.ask(rows=800)
+    desk.ask(rows=800)
+    assert desk.turn() == [[0]]
+    desk.end(desk.sent[0].worker)
+    assert desk.turn() == [[1]]
+    assert desk.sent[1].worker != desk.sent[0].worker
+
+
 # -- what is staged ------------------------------------------------------------------------------------------------
 
 
@@ -760,6 +832,7 @@ def test_a_request_in_parts_that_kills_is_refused_once_and_the_others_are_answer
     (large,) = desk.ask(rows=20)
     others = desk.ask(5)
     desk.serve(killers={large})
+    assert max(batch.rows for batch in desk.sent) == 8
     assert set(desk.refused) == {large}
     assert sorted(desk.answered) == [*others]
     desk.is_square()
@@ -792,11 +865,11 @@ def test_what_somebody_else_ended_is_nobodys_fault(together: int) -> None:
 
 def test_suspects_run_among_themselves_and_first() -> None:
     desk = Desk(make_spec(max_rows=8), points=FLAT)
-    suspects = desk.ask(3, within=9.0)
+    suspects = [desk.ask(within=9.0)[0] for _ in range(3)]
     desk.turn()
     desk.kill()
     fresh = desk.ask(3, within=1.0, priority=5)
-    assert desk.turn() == [[*suspects]]
+    assert desk.turn() == [suspects]
     desk.kill()
     assert desk.turn() == [[suspects[0]]]
     desk.serve()
@@ -830,6 +903,47 @@ def test_what_may_not_run_twice_is_lost_with_its_worker_unless_it_was_only_stage
     desk.is_square()
 
 
+def test_of_a_request_that_was_cancelled_no_part_runs_again() -> None:
+    desk = Desk(make_spec(max_rows=8))
+    desk.ask(rows=24)
+    desk.turn()
+    desk.tell(ev.Cancel(b"c", [(0, 1)]))
+    desk.kill()
+    assert desk.turn() == []
+    desk.is_square()
+
+
+def test_what_runs_when_its_model_goes_is_answered_or_told_so() -> None:
+    desk = Desk(make_spec(max_rows=2))
+    servable = desk.specs[0].servable
+    desk.ask(4)
+    desk.turn()
+    desk.tell(ev.ServableGone(servable, NotFound("unloaded")))
+    desk.end()
+    assert desk.answered == [0, 1]
+    desk.kill()
+    assert {str(desk.refused[number]) for number in (2, 3)} == {"unloaded"}
+    desk.ask(2)
+    desk.turn()
+    desk.kill()
+    desk.serve()
+    assert desk.answered == [0, 1, 4, 5], "it is served again, and so its requests are retried"
+
+
+def test_what_was_known_of_a_model_goes_with_it() -> None:
+    desk = Desk(make_spec(), points=FLAT)
+    desk.tell(ev.ServableGone(desk.specs[0].servable, NotFound("unloaded")))
+    assert desk.scheduler.estimates.curves(desk.specs[0].servable, 0) == {}
+
+
+def test_what_fails_and_may_not_run_twice_fails_together() -> None:
+    desk = Desk(make_spec(max_rows=4, retry=False))
+    desk.ask(8)
+    desk.serve(poison={1})
+    assert {number: str(error) for number, error in desk.refused.items()} == dict.fromkeys(range(4), "bad")
+    assert desk.answered == [4, 5, 6, 7]
+
+
 def test_what_fails_is_found_in_halves() -> None:
     desk = Desk(make_spec(), points=FLAT)
     asked = desk.ask(16, rows=2)
@@ -843,10 +957,10 @@ def test_in_place_too_the_one_at_fault_is_found(rows: int) -> None:
     faults: list[dict[str, set[int]]] = [{"killers": {2}}, {"poison": {2}}]
     for fault in faults:
         desk = Desk(make_spec(), points=[(1, 0.0001), (16, 0.0002)])
-        asked = desk.in_place(4, rows=rows)
+        asked = desk.in_place(3, rows=rows)
         assert desk.turn() == [[*asked]]
         assert desk.sent[0].alone
-        desk.in_place(2, rows=rows)
+        desk.in_place(3, rows=rows)
         desk.serve(fault.get("killers", ()), fault.get("poison", ()))
         assert set(desk.refused) == {2}
         assert sorted(desk.answered) == [0, 1, 3, 4, 5]
@@ -931,16 +1045,24 @@ def test_a_warm_up_counts_until_it_is_known_better() -> None:
     assert curves["x"].points == [(1.0, 5.0)]
 
 
-def test_what_a_run_is_thought_to_take() -> None:
+def test_what_a_lone_run_is_thought_to_take() -> None:
     desk = Desk(make_spec(), points=LINEAR)
     assert desk.scheduler.lone_run() == NEVER
-    desk.ask(rows=4)
+    for rows, seconds in ((4, 0.005), (9, 0.010)):
+        desk.ask(rows=rows)
+        desk.turn()
+        assert desk.sent[-1].thought == desk.scheduler.lone_run() == pytest.approx(seconds, rel=0.01)
+        desk.end(seconds=seconds)
+        assert desk.scheduler.lone_run() == NEVER
+    for _ in range(2):
+        desk.ask(2)
+        desk.turn()
+        assert desk.scheduler.lone_run() == NEVER, "there are two"
+        desk.kill()
+        desk.serve()
+    desk.ask()
     desk.turn()
-    assert desk.sent[0].thought == desk.scheduler.lone_run() == pytest.approx(0.005)
-    desk.ask(rows=4)
-    desk.now += 0.004
-    desk.turn()
-    assert desk.scheduler.lone_run() == NEVER
+    assert desk.scheduler.lone_run() < NEVER
 
 
 def test_a_client_that_cancels_hears_it_of_what_waits_only() -> None:
