@@ -234,7 +234,7 @@ class Queue:
 
     def push_back(self, segment: Segment) -> None:
         """What comes back from a worker, before others of its rank; it does not bring an earlier round back."""
-        if self.spec.policy.fair:
+        if self.spec.policy.fair and not (segment.deaths or segment.limit):
             segment.round = max(segment.round, self._round(segment.priority))
         self.segments.insert(bisect_left(self.segments, segment.rank, key=_rank), segment)
         rows = segment.count * segment.rows
