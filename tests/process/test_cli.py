@@ -17,6 +17,7 @@ from tfpool.cli.main import main
 from tfpool.errors import FailedPrecondition, ResourceExhausted, Unavailable
 
 COMMANDS = sorted(main.commands)
+CURVE = {"signature": "serve", "worker": "cpu0", "best_rows": 4, "points": [[1, 0.5], [4, 1.25]]}
 ROW = {"name": "half", "version": 1, "state": "AVAILABLE", "workers": ["cpu0"], "labels": ["stable"]} | {
     "memory_bytes": 31_200_000,
     "load_seconds": 0.25,
@@ -96,6 +97,7 @@ class FakeClient:
             "status": [
                 ROW
                 | {"signatures": [SIGNATURE], "skipped_signatures": {"train": "it has no inputs"}, "meters": METER}
+                | {"curves": [CURVE], "crashes": 2, "isolated": "cpu1"}
                 | {"base_path": "/m", "batching": BATCHING}
             ],
             "wait_ready": {"models": 2, "failed": [FAILED]},
@@ -266,6 +268,8 @@ def test_status_of_the_pool_and_of_a_model(fake: type[FakeClient]) -> None:
     text = run("status", "half").stdout
     for said in ("[?, 4]", "no: its rows are mixed", "train is not served", "in sizes of 1, 8", "2 ms", "2.5 ms"):
         assert said in text
+    assert "1: 500 us, 4: 1.25 ms" in text
+    assert "crashed 2 workers of late, and has one to itself" in text
     assert "no version 3" in run("status", "half:3", status=1).stderr
 
 
@@ -289,9 +293,10 @@ def test_what_predict_asks(fake: type[FakeClient]) -> None:
     run("predict", "half:3", "-j", '{"x": [[1, 2]]}', "--signature", "s", "--timeout", "2")
     name, (model, inputs, named) = fake.asked[1]
     assert (name, model, inputs) == ("submit", "half", {"x": [[1, 2]]})
-    assert named == {"version": 3, "label": "", "signature": "s", "timeout": 2.0}
-    run("predict", "half", "-j", "[1, 2]", "--label", "stable")
-    assert fake.asked[-2][1][1:] == ([1, 2], {"version": 0, "label": "stable", "signature": "", "timeout": None})
+    assert named == {"version": 3, "label": "", "signature": "s", "timeout": 2.0, "priority": 0}
+    run("predict", "half", "-j", "[1, 2]", "--label", "stable", "--priority", "-3")
+    named = {"version": 0, "label": "stable", "signature": "", "timeout": None, "priority": -3}
+    assert fake.asked[-2][1][1:] == ([1, 2], named)
 
 
 def test_inputs_from_files(fake: type[FakeClient], tmp_path: Path) -> None:

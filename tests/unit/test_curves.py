@@ -74,12 +74,12 @@ def test_of_one_size_larger_ones_are_thought_to_cost_in_proportion() -> None:
 
 def test_runs_are_averaged_and_one_that_is_far_out_counts_for_little() -> None:
     curve = curve_of([(4, 0.010)])
-    for _ in range(60):
-        curve.learn(4, 0.020, 0.0)
+    for i in range(60):
+        curve.learn(4, 0.020, i / 10)
     assert curve.run(4) == pytest.approx(0.020, rel=0.06)
     before = curve.run(4)
-    curve.learn(4, 1000.0, 0.0)
-    assert before < curve.run(4) <= before * 1.7
+    curve.learn(4, 1000.0, 7.0)
+    assert before < curve.run(4) <= before * 2
 
 
 def test_sizes_that_are_alike_share_what_is_known() -> None:
@@ -118,6 +118,20 @@ def test_what_slows_down_one_size_slows_down_all(slower: float) -> None:
     assert curve.run(1) == pytest.approx(0.010 * slower, rel=0.3)
     assert curve.run(8) == pytest.approx(0.020 * slower, rel=0.5)
     assert curve.knee(64) == knee
+
+
+def test_what_stays_slow_is_the_business_of_its_size_again() -> None:
+    curve = curve_of([(8, 0.020)] * 20)
+    for i in range(1000):
+        curve.learn(1, 0.010 if i < 500 else 0.018, i / 20)
+    assert curve.run(1) == pytest.approx(0.018, rel=0.1)
+    assert curve.run(8) == pytest.approx(0.020, rel=0.15)
+
+
+def test_the_first_runs_of_a_size_say_nothing_of_others() -> None:
+    """They may be slow for reasons of their own."""
+    curve = curve_of([(1, 0.010), (8, 0.020), (8, 0.060)])
+    assert curve.run(1) == pytest.approx(0.010)
 
 
 # -- how large a batch may be -------------------------------------------------------------------------------------
@@ -178,12 +192,12 @@ def test_of_a_single_size_twice_as_many_are_tried(rows: int, knee: int) -> None:
 )
 @pytest.mark.parametrize("first", [5.0, 0.040])
 def test_batches_come_to_be_as_large_as_pays(known: list[tuple[int, float]], best: int, first: float) -> None:
-    """Though the first run of 8 rows was one that traces, and nothing but the largest that may be is ever run."""
+    """Though the first runs of 8 rows were slow, and nothing but the largest that may be is ever run."""
 
     def takes(rows: int) -> float:
         return 0.010 + 0.0001 * rows if best == 64 or rows <= 4 else 0.004 * rows
 
-    curve, runs = curve_of([*known, (8, first)]), []
+    curve, runs = curve_of([*known, *[(8, first)] * 10]), []
     for now in range(1, 400):
         runs.append(curve.knee(64))
         curve.learn(runs[-1], takes(runs[-1]), now)

@@ -42,6 +42,7 @@ _SHOWN = 1000
 @click.option(
     "-o", "--output", "directory", type=click.Path(), metavar="DIR", help="Write each output to DIR/NAME.npy."
 )
+@click.option("--priority", type=click.IntRange(-100, 100), default=0, metavar="P", help="Higher ones go first.")
 @connect_option
 @timeout_option(None, "30, and the model's own deadline")
 @json_option
@@ -53,6 +54,7 @@ def predict(
     files: tuple[tuple[str, str], ...],
     text: str | None,
     directory: str | None,
+    priority: int,
     connect: str | None,
     timeout: float | None,
     as_json: bool,
@@ -79,9 +81,8 @@ def predict(
     inputs = _from_files(files) if files else _from_json(text or "")
     with open_client(connect) as client:
         started = time.monotonic()
-        reply = client.submit(
-            model.name, inputs, version=wanted, label=label or "", signature=signature, timeout=timeout
-        )
+        target: Any = {"version": wanted, "label": label or "", "signature": signature}
+        reply = client.submit(model.name, inputs, **target, priority=priority, timeout=timeout)
         outputs = reply.result()
         seconds = time.monotonic() - started
     waited, ran, rows = reply.timing or (0, 0, 0)

@@ -163,7 +163,8 @@ class Ledger:
                 continue
             if reply.deadline <= late:
                 self.calls.pop(reply.id, None)
-                why = f"no answer before the deadline: {trouble}" if trouble else "no answer before the deadline"
+                what = f"model {reply.entry.key.model!r}" if reply.entry is not None else reply.buffers[0]
+                why = f"{what}: no answer before the deadline" + (f": {trouble}" if trouble else "")
                 reply.resolve(None, DeadlineExceeded(why))
             elif reply.deadline < following:
                 following = reply.deadline
