@@ -11,7 +11,8 @@ from tfpool.errors import (
     Cancelled,
 )
 from tfpool.scheduler import events as ev
-from tfpool.scheduler.core import LEAD, LONG_RUN, SHARED_RUN, SHARED_SECONDS
+from tfpool.scheduler.choice import LEAD, LONG_RUN, SHARED_RUN
+from tfpool.scheduler.core import SHARED_SECONDS
 from tfpool.scheduler.curves import Point
 from tfpool.scheduler.staff import CREDITS
 from tfpool.scheduler.work import NEVER

@@ -21,19 +21,17 @@ from tfpool.scheduler import events as ev
 from tfpool.scheduler.accounts import Accounts, Limits
 from tfpool.scheduler.admission import full, hopeless, make_room, paced, too_slow, triage
 from tfpool.scheduler.backlog import Backlog, explode, remove, replace
+from tfpool.scheduler.choice import Choice
 from tfpool.scheduler.comeback import Comeback
 from tfpool.scheduler.curves import Estimates
 from tfpool.scheduler.forming import Former
-from tfpool.scheduler.sizing import batches
+from tfpool.scheduler.sizing import batches, cap
 from tfpool.scheduler.staff import CREDITS, NARROW, Staff, Worker
 from tfpool.scheduler.work import NEVER, Batch, BatchId, Queue, QueueSpec, Segment, WorkerName
 from tfpool.shm.layout import Layout
 from tfpool.types import ModelKey
 
 MAX_GONE = 1024  # servables whose batches a dying worker may still give back
-LONG_RUN = 0.004  # a batch behind such a run is chosen when it is about to end
-LEAD = 0.002
-SHARED_RUN = 0.001  # a batch behind such a run, where models take turns, when it has ended
 SHARED_SECONDS = 1.0
 
 
@@ -48,6 +46,7 @@ class Scheduler:
         self.estimates = Estimates()
         self.staff = Staff(self.backlog, narrow)
         self._gone: dict[ModelKey, TfpoolError] = {}
+        self._choice = Choice(self.staff, self.backlog)
         self._comeback = Comeback(self.staff, self.accounts, self._gone, self._refuse)
         self._flying = 0
         self._last: Batch | None = None
@@ -144,17 +143,10 @@ class Scheduler:
         """Seconds of the next batch of a queue, and seconds a row at best, as far as is known."""
         route = queue.route
         for name, curve in queue.curves.items():
-            most = self.cap(queue, name)
+            most = cap(queue, name)
             seconds = curve.run(most)
             return seconds, seconds / (most * len(route.workers)) if route is not None and route.workers else 0.0
         return 0.0, 0.0
-
-    @staticmethod
-    def cap(queue: Queue, worker: WorkerName) -> int:
-        """The largest batch that a queue may send a worker: the user's, or the knee of the worker's curve."""
-        policy = queue.spec.policy
-        curve = queue.curves.get(worker)
-        return policy.max_rows if curve is None else curve.knee(policy.max_rows, policy.sizes)
 
     # -- batches out -------------------------------------------------------------------------------------------
 
@@ -173,11 +165,11 @@ class Scheduler:
     def _feed(self, worker: Worker, now: float, actions: list[ev.Action]) -> None:
         """Fill a worker's credits."""
         while worker.turns and len(worker.batches) < CREDITS and not worker.draining:
-            queue = self._next_queue(worker, now)
+            queue = self._choice.next_queue(worker, now)
             if queue is None:
                 return
             curve = queue.curves.get(worker.name)
-            most = 1 if queue.rows == 1 else self.cap(queue, worker.name)
+            most = 1 if queue.rows == 1 else cap(queue, worker.name)
             if queue.earliest <= now and self._drop_late(queue, most, now, actions):
                 continue
             start = max(now, worker.busy_until) if worker.batches else now
@@ -230,75 +222,6 @@ class Scheduler:
         self._last = batch
         actions.append(ev.Dispatch(batch))
         return True
-
-    def _next_queue(self, worker: Worker, now: float) -> Queue | None:
-        """The queue whose turn it is, if it may send this worker a batch already."""
-        first = self._first(worker)
-        if first is None:
-            return None
-        running = worker.running
-        enough = 0
-        if running is not None:
-            enough = running.rows
-            if running.thought > SHARED_RUN:
-                if now < worker.shared_until:
-                    return None
-                ripe = worker.busy_until - LEAD
-                if running.thought > LONG_RUN and ripe > now:
-                    self.staff.ripen(worker, ripe)
-                    return None
-        found = self._ready_queue(first, worker, enough, now)
-        if found is not None or enough:
-            return found
-
-        def ready(model: str) -> bool:
-            nonlocal found
-            found = self._ready_queue(model, worker, 0, now)
-            return found is not None
-
-        worker.turns.pick(ready)
-        return found
-
-    def _first(self, worker: Worker) -> str | None:
-        """The model whose turn it is, by the level of what it has waiting now."""
-        turns = worker.turns
-        while (first := turns.first()) is not None:
-            level, here = None, False
-            for queue in self.backlog.group(first).values():
-                own = queue.level
-                if level is None or own > level:
-                    level = own
-                here = here or (queue.route is not None and worker.name in queue.route.workers)
-            if not here or level is None:
-                turns.leave(first)
-            elif not turns.lower(first, level):
-                return first
-        return None
-
-    def _ready_queue(self, model: str, worker: Worker, enough: int, now: float) -> Queue | None:
-        """The most urgent queue of a model among those that may send a batch now (to be staged: of ``enough`` rows)."""
-        best: Queue | None = None
-        for queue in self.backlog.group(model).values():
-            spec = queue.spec
-            if queue.route is None or worker.name not in queue.route.workers:
-                continue
-            if (enough or spec.policy.max_wait) and batches(spec) and queue.rows < self.cap(queue, worker.name):
-                if queue.rows < enough:
-                    continue
-                ripe = self._ripe(queue, worker.name)
-                if ripe > now:
-                    self.staff.ripen(worker, ripe)
-                    continue
-            if best is None or queue.segments[0].rank < best.segments[0].rank:
-                best = queue
-        return best
-
-    @staticmethod
-    def _ripe(queue: Queue, worker: WorkerName) -> float:
-        """Until when a queue may wait for a larger batch: the head must not miss its deadline by it."""
-        head, curve = queue.segments[0], queue.curves.get(worker)
-        needed = LEAD + (curve.run(queue.rows) if curve is not None else 0.0)
-        return min(head.arrived + queue.spec.policy.max_wait, head.deadline - needed)
 
     def _never_fits(self, queue: Queue, worker: Worker, actions: list[ev.Action]) -> bool:
         """Whether the head of a queue can never have room, however empty the arena; it is refused then."""

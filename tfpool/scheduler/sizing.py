@@ -26,6 +26,13 @@ def batches(spec: QueueSpec) -> bool:
     return spec.by_rows and spec.batchable
 
 
+def cap(queue: Queue, worker: WorkerName) -> int:
+    """The largest batch that a queue may send a worker: the user's, or the knee of the worker's curve."""
+    policy = queue.spec.policy
+    curve = queue.curves.get(worker)
+    return policy.max_rows if curve is None else curve.knee(policy.max_rows, policy.sizes)
+
+
 def in_place(queue: Queue, run_seconds: float) -> int:
     """How many requests at the head run one by one, each on its client's own memory; 0: the head is gathered.
 

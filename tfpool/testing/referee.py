@@ -17,7 +17,7 @@ from tfpool.errors import (
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.backlog import EXPIRY_STEP
 from tfpool.scheduler.comeback import MAX_DEATHS
-from tfpool.scheduler.sizing import batches, input_bytes, output_bytes
+from tfpool.scheduler.sizing import batches, cap, input_bytes, output_bytes
 from tfpool.scheduler.work import Batch, Queue, QueueSpec, Segment
 from tfpool.shm.layout import Lease
 from tfpool.testing.game import Request
@@ -244,7 +244,7 @@ class Referee(Book):
         """Whether what waits may do so for company: some worker would run more of it at a time."""
         spec = queue.spec
         serving = [name for name, worker in self.workers.items() if spec.servable in worker.routes]
-        most = max(self.scheduler.cap(queue, name) for name in serving)
+        most = max(cap(queue, name) for name in serving)
         return batches(spec) and spec.policy.max_wait > 0 and queue.rows < most
 
     def _has_room(self, queue: Queue) -> bool:
