@@ -197,7 +197,7 @@ def test_outputs_that_the_broker_cannot_take_fail_alone(make_pool: MakePool) -> 
         highest = max(int(name) for name in os.listdir(f"/proc/{broker}/fd"))
         resource.prlimit(broker, resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
         try:
-            with pytest.raises(ResourceExhausted, match="the outputs cannot be mapped: got 0 of 1 descriptors"):
+            with pytest.raises(ResourceExhausted, match="the outputs cannot be mapped"):
                 client.predict("spill", FINE)
             assert client.predict("double", X)["y"].tolist() == (2 * X).tolist()
         finally:
