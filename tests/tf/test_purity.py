@@ -332,7 +332,7 @@ def test_what_changes_state_runs_at_most_once(pool: tfpool.Pool) -> None:
             timeout = dice.choice([SOON, 0.001, 0.005])
             doubtful.append(client.submit("counter", np.float32([DOUBTFUL]), timeout=timeout))
             replies.append(client.submit("counter", np.ones(rows, np.float32)))
-            if timeout == SOON:
+            if timeout == SOON and dice.random() < 0.5:
                 doubtful[-1].cancel()
         totals = [reply.result(SOON)["total"] - before for reply in replies]
         kept = [reply for reply in doubtful if not reply.cancelled()]
