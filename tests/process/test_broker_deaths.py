@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tfpool.cli.options import open_client
 from tfpool.client.sync import Client
 from tfpool.errors import DeadlineExceeded, NotFound, TfpoolError, Unavailable
 from tfpool.settings import Loading
@@ -269,6 +270,20 @@ def test_the_zygote_dies(make_pool: MakePool, times: int) -> None:
         assert client.predict("double", X, timeout=SOON)["y"].tolist() == (2 * X).tolist()
         assert client.stats()["shm"]["quarantined"] == 0
         assert "halted" not in pool.log()
+
+
+def test_a_command_waits_for_the_next_broker(make_pool: MakePool) -> None:
+    pool = make_pool([("double", {})])
+    for _ in range(3):
+        old = pool.broker_pid()
+        os.kill(old, signal.SIGKILL)
+        until(lambda dead=old: not alive(dead))  # type: ignore[misc]
+        with open_client(pool.endpoint) as client:
+            assert client.predict("double", np.float32([[1.0]]), timeout=SOON)["y"].tolist() == [[2.0]]
+    pool.close()
+    with pytest.raises(Unavailable, match="no pool listens"):
+        open_client(pool.endpoint)
+    pool.start()
 
 
 def _quietly(find: Callable[[], int]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -20,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
 
 PROBE_SECONDS = 3.0
+_STEP_SECONDS = 0.02
 _KEYS = "tfpool.keys"
 
 
@@ -103,12 +106,36 @@ def open_client(connect: str | None, admin: str | None = None, *, probe: bool = 
     ``probe``.
     """
     endpoint = normalize_endpoint(connect or os.environ.get("TFPOOL_ENDPOINT") or default_endpoint())
-    if probe and not listens(endpoint):
+    if probe and not _answers(endpoint):
         raise Unavailable(f"no pool listens on {endpoint}; start one with 'tfpool serve', or say --connect")
     from tfpool.client.sync import Client
 
     context = click.get_current_context(silent=True)
     return Client(connect, admin=admin, keys=context.meta.get(_KEYS) if context else None)
+
+
+def _answers(endpoint: str) -> bool:
+    """Whether a pool listens, or does within :data:`PROBE_SECONDS` because its broker is being replaced."""
+    give_up = time.monotonic() + PROBE_SECONDS
+    while not listens(endpoint):
+        if time.monotonic() > give_up or not _claimed(endpoint):
+            return False
+        time.sleep(_STEP_SECONDS)
+    return True
+
+
+def _claimed(endpoint: str) -> bool:
+    """Whether the supervisor of a pool on this host holds the lock of an ipc endpoint."""
+    if not endpoint.startswith("ipc://"):
+        return False
+    try:
+        with open(endpoint.removeprefix("ipc://") + ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def listens(endpoint: str) -> bool:
