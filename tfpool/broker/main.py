@@ -54,11 +54,6 @@ NEWS_SECONDS = 0.05  # progress looks at every version
 MEETING_SECONDS = 0.5
 SPIN_SECONDS = 150e-6
 LONGEST_AWAITED = 500e-6
-MAX_DRAINED_AT_ONCE = 256
-MAX_MESSAGE = 1 << 30
-# as plain numbers: arithmetic on pyzmq's enums costs microseconds a message
-_NOBLOCK, _EVENTS, _POLLIN = int(zmq.NOBLOCK), int(zmq.EVENTS), int(zmq.POLLIN)
-_MORE = _NOBLOCK | int(zmq.SNDMORE)
 
 
 def run(control: socket.socket, settings: Settings, outliving: Collection[str] = ()) -> None:

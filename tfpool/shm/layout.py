@@ -91,14 +91,6 @@ class Layout:
         self.leased_bytes += lease.nbytes
         return lease
 
-    def has_room(self, nbytes: int) -> bool:
-        """Whether a lease of ``nbytes`` would be had now."""
-        order = size_class(nbytes)
-        if any(self._free[order:]):
-            return True
-        self._merge()
-        return any(self._free[order:])
-
     def is_current(self, lease: Lease) -> bool:
         """Whether this very lease still stands."""
         found = self._leased.get(lease.offset)

@@ -83,8 +83,7 @@ class Control(IntEnum):
     REAPED = 3
     HALTED = 4
     DRAIN = 5
-    RESTART = 6
-    KILL = 7
+    KILL = 6
     UP = 32
     FORKED = 33
     EXITED = 34
@@ -93,7 +92,6 @@ class Control(IntEnum):
     DRAINED = 37
     PROGRESS = 38
     READY = 39
-    HUNG = 40
 
 
 class Flag(IntFlag):
