@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from tfpool.errors import (
-    Cancelled,
-)
+from tfpool.errors import Cancelled, NotFound
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.choice import LEAD, LONG_RUN, SHARED_RUN
 from tfpool.scheduler.core import SHARED_SECONDS
@@ -173,3 +171,17 @@ def test_a_client_that_cancels_hears_it_of_what_waits_only() -> None:
     desk.serve()
     assert desk.answered == [0, 1, 4]
     desk.is_square()
+
+
+def test_a_model_that_comes_back_is_measured_anew() -> None:
+    spec = make_spec()
+    desk = Desk(spec, points=FLAT)
+    desk.ask()
+    desk.turn()
+    desk.end()
+    desk.tell(ev.ServableGone(spec.servable, NotFound("away")))
+    desk.tell(ev.Routed(spec.servable, "w"))
+    desk.tell(ev.Measured(spec.servable, "w", [[Point(1, 0.5), Point(64, 0.6)]]))
+    desk.ask()
+    desk.turn()
+    assert desk.sent[-1].thought == 0.5

@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from tfpool.errors import (
-    DeadlineExceeded,
-    ResourceExhausted,
-)
+from tfpool.errors import DeadlineExceeded, ResourceExhausted
 from tfpool.scheduler.work import NEVER
 from tfpool.testing.desk import FLAT, LINEAR, Desk, Points, make_spec
 

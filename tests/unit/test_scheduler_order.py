@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tfpool.errors import (
-    ResourceExhausted,
-)
+from tfpool.errors import ResourceExhausted
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.work import NEVER
 from tfpool.testing.desk import FLAT, Desk, make_spec

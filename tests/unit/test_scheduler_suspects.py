@@ -6,11 +6,7 @@ from random import Random
 
 import pytest
 
-from tfpool.errors import (
-    FailedPrecondition,
-    NotFound,
-    Unavailable,
-)
+from tfpool.errors import FailedPrecondition, NotFound, Unavailable
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.comeback import MAX_LONE_DEATHS
 from tfpool.testing.desk import FLAT, Desk, make_spec, requests_of

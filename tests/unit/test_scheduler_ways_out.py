@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from tfpool.errors import (
-    NotFound,
-)
+from tfpool.errors import NotFound
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.accounts import Limits
 from tfpool.testing.desk import FLAT, Desk, make_spec

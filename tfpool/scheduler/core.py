@@ -113,8 +113,9 @@ class Scheduler:
         queue = self.backlog.queues.get(spec.id)
         if queue is None:
             queue = self.backlog.open(spec)
-            queue.curves = self.estimates.curves(spec.servable, spec.signature)
             queue.out_row_bytes = self.estimates.out_row_bytes(spec)
+        if not queue.curves:  # it is new, or its model was away
+            queue.curves = self.estimates.curves(spec.servable, spec.signature)
         policy = spec.policy
         if queue.rows:
             slow = too_slow(queue, segment, *self._pace(queue), now)
