@@ -7,7 +7,7 @@ from time import perf_counter, thread_time
 
 from tfpool.types import SignatureSpec
 from tfpool.worker.loader import Loaded, Signature
-from tfpool.worker.warmup import made_up
+from tfpool.worker.warmup import made_up, tile
 
 SHARE_OF_LOAD = 0.1
 LEAST_SECONDS = 0.05
@@ -37,13 +37,14 @@ def _may_run(spec: SignatureSpec) -> bool:
 
 def _curve(signature: Signature, ladder: list[int], budget: float, clock: Callable[[], float]) -> Curve:
     curve: Curve = []
+    few = made_up(signature)
     end = perf_counter() + budget
     best = 0.0
     for rows in ladder:
         guess = curve[-1][1] * rows / curve[-1][0] if curve else 0.0
         if curve and perf_counter() + guess > end:
             break
-        feeds = made_up(signature, rows)
+        feeds = tile(signature, few, rows)
         took = []
         for _ in range(_TRIES):
             begin = clock()

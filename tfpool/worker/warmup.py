@@ -31,9 +31,9 @@ def warm(loaded: Loaded, sizes: Iterable[int]) -> None:
     for signature in loaded.signatures:
         with_batching(signature, prove(signature))
         if signature.spec.batchable:
-            rows = _made_up(signature, PROOF_ROWS, _working_dim(signature))
+            rows = made_up(signature) if sizes else []
             for size in sizes:
-                signature.call(*_tile(signature, rows, size))
+                signature.call(*tile(signature, rows, size))
 
 
 def replay(loaded: Loaded, directory: str) -> bool:
@@ -163,12 +163,13 @@ def _values(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Genera
     return random.random(shape, np.float32).astype(dtype)
 
 
-def made_up(signature: Signature, rows: int) -> list[np.ndarray[Any, Any]]:
-    """Inputs of a signature that has been proven to batch."""
-    return _tile(signature, _made_up(signature, PROOF_ROWS, _working_dim(signature)), rows)
+def made_up(signature: Signature) -> list[np.ndarray[Any, Any]]:
+    """A few rows for a signature that has been proven to batch; it is run to see which inputs it accepts."""
+    return _made_up(signature, PROOF_ROWS, _working_dim(signature))
 
 
-def _tile(signature: Signature, rows: list[np.ndarray[Any, Any]], size: int) -> list[np.ndarray[Any, Any]]:
+def tile(signature: Signature, rows: list[np.ndarray[Any, Any]], size: int) -> list[np.ndarray[Any, Any]]:
+    """``size`` rows, these again and again."""
     return _cast(signature, [np.resize(array, (size, *array.shape[1:])) for array in rows])
 
 
