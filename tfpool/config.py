@@ -209,6 +209,13 @@ def _check_tables(document: Document, known: Sequence[str]) -> None:
 def _server(table: Table, directory: str) -> ServerSettings:
     insecure = table.read("insecure", flag, False)
     curve_key = table.read("curve_key", path_from(directory), None)
+    authorized_keys = table.read("authorized_keys", path_from(directory), None)
+    for key, value, other in (
+        ("curve_key", curve_key, authorized_keys),
+        ("authorized_keys", authorized_keys, curve_key),
+    ):
+        if value is not None and other is None:
+            table.fail(key, "got one without the other, expected curve_key and authorized_keys, or neither")
 
     def endpoint(value: Any) -> str:
         address = normalize_endpoint(text(value))
@@ -235,7 +242,7 @@ def _server(table: Table, directory: str) -> ServerSettings:
         admin_listen,
         insecure,
         curve_key,
-        table.read("authorized_keys", path_from(directory), None),
+        authorized_keys,
         table.read("max_message", _message, defaults.max_message),
         table.read("client_rows", whole(1, _HUGE), defaults.client_rows),
         table.read("client_bytes", _budget, defaults.client_bytes),

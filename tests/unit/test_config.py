@@ -215,6 +215,8 @@ BAD = [
         "4: [model] replicas: got [2, 1], expected a whole number from 1, or [least, most]",
         "",
     ),
+    ("[server]\ncurve_key = 'k'", "2: [server] curve_key: got one without the other", ""),
+    ("[server]\nauthorized_keys = 'k'", "2: [server] authorized_keys: got one without the other", ""),
     (MODEL + "slo_ms = 0", "4: [model] slo_ms: got 0, expected a number from 0.001", ""),
     (MODEL + "priority = 101", "4: [model] priority: got 101, expected a whole number from -100 to 100", ""),
     (MODEL + "weight = inf", "4: [model] weight: got inf, expected a number", ""),

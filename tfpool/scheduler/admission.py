@@ -41,7 +41,12 @@ def expected_wait(queue: Queue, segment: Segment, row_seconds: float) -> float:
     rank = (True, -segment.priority, queue.round_of(segment), segment.deadline)
     if segments and segments[-1].rank > rank:
         rows *= bisect_right(segments, rank, key=lambda other: other.rank) / len(segments)
-    return rows * (queue.pacing / queue.paced if queue.pacing >= _LEAST_PACING else row_seconds)
+    return rows * _pace(queue, row_seconds)
+
+
+def _pace(queue: Queue, row_seconds: float) -> float:
+    """Seconds a row, by what has left lately."""
+    return queue.pacing / queue.paced if queue.pacing >= _LEAST_PACING else row_seconds
 
 
 def too_slow(
@@ -50,10 +55,12 @@ def too_slow(
     """Why a segment had better not wait here; None where it may. ``run_seconds`` is what its batch will take,
     ``row_seconds`` what a row takes at best."""
     policy = queue.spec.policy
-    wait = expected_wait(queue, segment, row_seconds)
     allowed = HEADROOM * (segment.deadline - now) - run_seconds
     if policy.max_queue:
         allowed = min(allowed, policy.max_queue)
+    if queue.rows * _pace(queue, row_seconds) <= allowed:
+        return None  # even behind all that waits
+    wait = expected_wait(queue, segment, row_seconds)
     if wait <= allowed or wait <= run_seconds:
         return None
     message = (
