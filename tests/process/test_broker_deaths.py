@@ -79,7 +79,8 @@ def zygote_pid(pool: FakePool) -> int:
 
 
 def test_models_are_not_loaded_again_and_workers_stay_whom_they_are(make_pool: MakePool) -> None:
-    """Small and large requests go on while brokers die, the second of each pair before anybody has seen the first."""
+    """Small and large requests go on while brokers die, the second of each pair before anybody has seen the first: none
+    fails, and none is answered wrongly."""
     pool = make_pool([("double", {"replicas": (2, 2)}), ("echo", {}), ("slow", {})])
     with pool.client(timeout=SOON) as client:
         before = pids(client)
@@ -94,9 +95,7 @@ def test_models_are_not_loaded_again_and_workers_stay_whom_they_are(make_pool: M
                     if client.predict("double", x)["y"].tolist() != (2 * x).tolist():
                         surprises.append("a wrong answer")
                     answered[0] += 1
-                except (Unavailable, DeadlineExceeded):
-                    pass
-                except BaseException as error:
+                except Exception as error:
                     surprises.append(error)
 
         threads = [threading.Thread(target=load, args=(seed,)) for seed in range(3)]

@@ -146,42 +146,6 @@ def _serves(client: Client) -> bool:
         return False
 
 
-def test_a_broker_that_dies_under_load_of_large_tensors(make_pool: MakePool) -> None:
-    """Only the honest errors, and never the wrong answer, while arenas go and come with their connections."""
-    pool = make_pool([("double", REPLICATED)])
-    with pool.client(timeout=SOON) as client:
-        stop = threading.Event()
-        surprises: list[Any] = []
-        answered = [0]
-
-        def load(seed: int) -> None:
-            rng = np.random.default_rng(seed)
-            while not stop.is_set():
-                x = rng.random((2, 20_000), np.float32)
-                try:
-                    if client.predict("double", x, timeout=3.0)["y"].tolist() != (2 * x).tolist():
-                        surprises.append("a wrong answer")
-                    answered[0] += 1
-                except (Unavailable, DeadlineExceeded):
-                    pass
-                except BaseException as error:
-                    surprises.append(error)
-
-        threads = [threading.Thread(target=load, args=(seed,)) for seed in range(3)]
-        for thread in threads:
-            thread.start()
-        for _ in range(3):
-            seen = answered[0]
-            until(lambda seen=seen: answered[0] > seen + 10, SOON, "requests are answered")
-            os.kill(pool.broker_pid(), signal.SIGKILL)
-        seen = answered[0]
-        until(lambda: answered[0] > seen + 10, SOON, "requests are answered again")
-        stop.set()
-        for thread in threads:
-            thread.join()
-        assert surprises == []
-
-
 def test_a_pool_that_ends_and_comes_back(make_pool: MakePool) -> None:
     pool = make_pool([("double", {})])
     with pool.client(timeout=SOON) as client:
