@@ -1,7 +1,7 @@
 """Configuration as people write it -> frozen :mod:`tfpool.settings`. Read once, at the edge.
 
-The TOML tables are ``[server]``, ``[pool]``, ``[[worker]]``, ``[batching]`` and ``[[model]]``; their keys are the
-fields of the settings classes. TensorFlow Serving's files become the same tables. Every error reads
+The TOML tables are ``[server]``, ``[pool]``, ``[[worker]]``, ``[batching]``, ``[placement]`` and ``[[model]]``; their
+keys are the fields of the settings classes. TensorFlow Serving's files become the same tables. Every error reads
 ``FILE:LINE: [table] key: got X, expected Y``. What a command line says is laid over the document before it is read, so
 that both pass the same checks; so does what is sent to a pool that runs.
 """
@@ -34,6 +34,8 @@ from tfpool.errors import InvalidArgument
 from tfpool.settings import (
     BatchingSettings,
     ModelSettings,
+    PlacementPolicy,
+    PlacementSettings,
     PoolSettings,
     ServerSettings,
     Settings,
@@ -49,9 +51,14 @@ from tfpool.settings import (
     usable_cpus,
 )
 
-_TABLES = ("server", "pool", "worker", "batching", "model")
-_KEYS = {"server": names(ServerSettings), "pool": names(PoolSettings), "batching": names(BatchingSettings)}
-_PATHS = ("curve_key", "authorized_keys", "models_root", "allowed_roots", "state_file")
+_TABLES = ("server", "pool", "worker", "batching", "placement", "model")
+_KEYS = {
+    "server": names(ServerSettings),
+    "pool": names(PoolSettings),
+    "batching": names(BatchingSettings),
+    "placement": names(PlacementSettings),
+}
+_PATHS = ("curve_key", "authorized_keys", "models_root", "allowed_roots", "state_file", "journal")
 _HUGE = 1 << 31
 LEAST_MESSAGE = 64 << 20  # clients put small requests together up to this
 
@@ -83,10 +90,10 @@ def build(
     """Settings of a command line or an embedded pool: those of ``file``, if any, and over them what is given.
 
     ``model_config_file`` and ``batching_file`` are TensorFlow Serving's: the one adds models, the other is the
-    ``[batching]`` table. ``models`` maps names to base paths. ``overrides`` are keys of ``[server]``, ``[pool]`` and
-    ``[batching]`` with their TOML values (``admin_listen``, ``workers``, ``memory_budget`` ...); None leaves a key as
-    it was. Paths start at the working directory. ``workers`` drops the workers written by hand. Raises as :func:`load`
-    does.
+    ``[batching]`` table. ``models`` maps names to base paths. ``overrides`` are keys of ``[server]``, ``[pool]``,
+    ``[batching]`` and ``[placement]`` with their TOML values (``admin_listen``, ``workers``, ``memory_budget`` ...);
+    None leaves a key as it was. Paths start at the working directory. ``workers`` drops the workers written by hand.
+    Raises as :func:`load` does.
     """
     document = Document({}, {}, "command line") if file is None else _read(file)
     if model_config_file is not None:
@@ -197,7 +204,8 @@ def _settings(document: Document, directory: str, cpus: Sequence[int] | None, an
     defaults = read_batching(document, BatchingSettings())
     pins = None if any_pin else [worker.name for worker in workers]
     models = config_model.read_models(document, directory, defaults, pins)
-    return Settings(server, pool, workers, defaults, models)
+    written = Table(document, ("placement",), document.tables.get("placement", {}), _KEYS["placement"])
+    return Settings(server, pool, workers, defaults, models, _placement(written, directory))
 
 
 def _check_tables(document: Document, known: Sequence[str]) -> None:
@@ -285,6 +293,21 @@ def _pool(table: Table) -> PoolSettings:
         hang_s=table.read("hang_s", number(0.1, 86_400), defaults.hang_s),
         load_timeout_s=table.read("load_timeout_s", number(1, 86_400), defaults.load_timeout_s),
         start_method=table.read("start_method", one_of("fork", "spawn"), defaults.start_method),
+    )
+
+
+def _placement(table: Table, directory: str) -> PlacementSettings:
+    defaults = PlacementSettings()
+    policies = one_of(*(policy.value for policy in PlacementPolicy))
+    return PlacementSettings(
+        policy=PlacementPolicy(table.read("policy", policies, defaults.policy.value)),
+        interval_s=table.read("interval_s", number(0.1, 3600), defaults.interval_s),
+        horizon_s=table.read("horizon_s", number(1, 86_400), defaults.horizon_s),
+        hysteresis=table.read("hysteresis", number(1, 1000), defaults.hysteresis),
+        max_replicas=table.read("max_replicas", whole(1, 1024), None),
+        moves_per_minute=table.read("moves_per_minute", whole(1, 100_000), defaults.moves_per_minute),
+        bytes_per_minute=table.read("bytes_per_minute", _budget, defaults.bytes_per_minute),
+        journal=table.read("journal", path_from(directory), None),
     )
 
 

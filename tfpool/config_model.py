@@ -111,7 +111,7 @@ def _model(
         shadow=table.read("shadow", check_shadow, None),
         preload=table.read("preload", _preload, Loading.PRELOAD),
         transition=Transition(table.read("transition", one_of(*(t.value for t in Transition)), "availability")),
-        replicas=table.read("replicas", _replicas, (1, 1)),
+        replicas=table.read("replicas", _replicas, (1, None)),
         batching=read_batching(table.document, defaults, table.path),
         slo_ms=table.read("slo_ms", number(0.001, 86_400_000), None),
         priority=table.read("priority", whole(-100, 100), 0),
@@ -137,6 +137,6 @@ def _preload(value: Any) -> Loading:
 
 def _replicas(value: Any) -> tuple[int, int]:
     pair = value if isinstance(value, list) else [value, value]
-    if len(pair) != 2 or not all(type(n) is int for n in pair) or not 1 <= pair[0] <= pair[1] <= 1024:
+    if len(pair) != 2 or not all(type(n) is int for n in pair) or not 0 <= pair[0] <= pair[1] <= 1024 or not pair[1]:
         raise InvalidArgument(f"got {show(value)}, expected a whole number from 1, or [least, most]")
     return pair[0], pair[1]

@@ -51,6 +51,14 @@ class Transition(Enum):
     RESOURCE = "resource"
 
 
+class PlacementPolicy(Enum):
+    """Whether models move: by themselves, only when somebody takes the pool's advice, or never."""
+
+    AUTO = "auto"
+    ADVISE = "advise"
+    STATIC = "static"
+
+
 @dataclass(frozen=True, slots=True)
 class BatchingSettings:
     """How the requests of one model share batches.
@@ -74,7 +82,8 @@ class BatchingSettings:
 class ModelSettings:
     """One model: where its versions lie and how they are served.
 
-    ``replicas`` is (least, most) workers that hold it. ``stateful`` names signatures that are never run twice;
+    ``replicas`` is (least, most) workers that hold it; without a most, ``max_replicas`` of the placement is. With a
+    least of 0 it leaves memory when nobody asks for it. ``stateful`` names signatures that are never run twice;
     ``pin`` names the only workers that may hold the model (empty: any). ``slo_ms`` is the latency that a batch
     must keep, ``priority`` goes before ``weight``, which is the share of worker time among equals. ``shadow`` is
     (version, share): that share of the requests to other versions is also sent there, and the answers are compared.
@@ -87,7 +96,7 @@ class ModelSettings:
     shadow: tuple[int, float] | None = None
     preload: Loading = Loading.PRELOAD
     transition: Transition = Transition.AVAILABILITY
-    replicas: tuple[int, int] = (1, 1)
+    replicas: tuple[int, int | None] = (1, None)
     batching: BatchingSettings = BatchingSettings()
     slo_ms: float | None = None
     priority: int = 0
@@ -160,6 +169,26 @@ class PoolSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacementSettings:
+    """When models move between workers.
+
+    Every ``interval_s`` seconds the pool is looked at, and at most one step is taken: one that gains over ``horizon_s``
+    seconds more than ``hysteresis`` times what it costs. A model has at most ``max_replicas`` replicas (None: one on
+    every worker) where it does not say itself. A minute has at most ``moves_per_minute`` steps, which load at most
+    ``bytes_per_minute``. Decisions are written to ``journal``, with what they were made from.
+    """
+
+    policy: PlacementPolicy = PlacementPolicy.AUTO
+    interval_s: float = 1.0
+    horizon_s: float = 60.0
+    hysteresis: float = 2.0
+    max_replicas: int | None = None
+    moves_per_minute: int = 60
+    bytes_per_minute: int = 16 << 30
+    journal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything a pool is started with."""
 
@@ -168,6 +197,7 @@ class Settings:
     workers: tuple[WorkerSettings, ...]
     batching: BatchingSettings = BatchingSettings()
     models: tuple[ModelSettings, ...] = ()
+    placement: PlacementSettings = PlacementSettings()
 
 
 def parse_size(value: object) -> int:

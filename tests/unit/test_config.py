@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from tfpool import config
 from tfpool.errors import InvalidArgument, NotFound
-from tfpool.settings import BatchingSettings, Loading, ModelSettings, PoolSettings, Settings, Transition, WorkerSettings
+from tfpool.settings import (
+    BatchingSettings,
+    Loading,
+    ModelSettings,
+    PlacementPolicy,
+    PlacementSettings,
+    PoolSettings,
+    Settings,
+    Transition,
+    WorkerSettings,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = "[[model]]\nname = 'm'\nbase_path = '/m'\n"
@@ -36,6 +46,7 @@ def test_the_full_example_tells_the_defaults(monkeypatch: pytest.MonkeyPatch) ->
     settings = config.load(str(CONFIGS / "pool.toml"))
     assert settings.pool == PoolSettings()
     assert settings.batching == BatchingSettings()
+    assert settings.placement == PlacementSettings()
     assert settings.models[0] == ModelSettings("mnist", str(CONFIGS / "models/mnist"))
 
 
@@ -46,6 +57,22 @@ def test_an_empty_file_is_all_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.server.admin_listen == "ipc:///run/user/7/tfpool/pool-admin"
     assert [worker.cpus for worker in settings.workers] == [(0, 1, 2, 3), (4, 5, 6, 7)]
     assert settings.models == ()
+
+
+def test_every_placement_key() -> None:
+    text = (
+        "[placement]\npolicy = 'advise'\ninterval_s = 5\nhorizon_s = 30\nhysteresis = 3\nmax_replicas = 2\n"
+        "moves_per_minute = 4\nbytes_per_minute = '1GiB'\njournal = 'log.jsonl'\n"
+    )
+    wanted = PlacementSettings(PlacementPolicy.ADVISE, 5, 30, 3, 2, 4, 1 << 30, "/etc/log.jsonl")
+    assert config.parse(text, "/etc/pool.toml").placement == wanted
+
+
+def test_a_least_of_no_replicas_lets_a_model_leave() -> None:
+    assert model("replicas = [0, 2]").replicas == (0, 2)
+    assert model("").replicas == (1, None)
+    with pytest.raises(InvalidArgument, match="got 0, expected a whole number from 1"):
+        model("replicas = 0")
 
 
 def test_every_model_key() -> None:
@@ -145,7 +172,12 @@ def test_sizes_in_a_file(number: int, unit: str) -> None:
 BAD = [
     ("[pool]\n\nworkres = 1", "3: [pool] workres: got an unknown key, expected one of workers, ", "mean 'workers'?"),
     ("[sever]", "1: [sever]: got an unknown table, expected one of server, ", "did you mean 'server'?"),
-    ("[placement]\npolicy = 'static'", "1: [placement]: got an unknown table", ""),
+    ("[placements]\npolicy = 'static'", "1: [placements]: got an unknown table", ""),
+    ("[placement]\npolicy = 'greedy'", "2: [placement] policy: got 'greedy'", ""),
+    ("[placement]\ninterval_s = 0", "2: [placement] interval_s: got 0", ""),
+    ("[placement]\nhysteresis = 0.5", "2: [placement] hysteresis: got 0.5", ""),
+    ("[placement]\nmax_replicas = 0", "2: [placement] max_replicas: got 0", ""),
+    ("[placement]\nmove = 1", "2: [placement] move: got an unknown key", ""),
     ("[server]\nhttp = ':80'", "2: [server] http: got an unknown key", ""),
     ("# x\nserver = 3", "2: server: got 3, expected a table", ""),
     ("x = 1\ny = [", "2: not TOML: ", ""),

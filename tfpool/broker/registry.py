@@ -109,6 +109,11 @@ class Version:
         return State.UNLOADED if self.described and self.goal is not Goal.SERVE else State.NEW
 
     @property
+    def least(self) -> int:
+        """Replicas that it has while it is in memory."""
+        return max(1, self.settings.replicas[0])
+
+    @property
     def stopped(self) -> bool:
         return isinstance(self.error, Stopped)
 

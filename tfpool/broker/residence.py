@@ -76,7 +76,7 @@ class Residence:
     def start(self, version: Version) -> None:
         """Place a version on as many workers as it wants, and load it there."""
         held = [w for w, state in version.on.items() if state not in (State.FAILED, State.DRAINING)]
-        if len(held) >= version.settings.replicas[0]:
+        if len(held) >= version.least:
             return  # all of them are there or on their way: nobody need be looked at for another
         try:
             able = self._room.able(version)
@@ -89,7 +89,7 @@ class Residence:
             version.cold = version.urgent = True  # it starts again once it is gone
             return
         version.cold = False
-        wanted = version.settings.replicas[0]
+        wanted = version.least
         fresh = [link for link in able if link.name not in held]
         heirs = self.adoption.heirs(fresh, version)[: wanted - len(held)]
         others = place(self._room.candidates(able, version), [*held, *heirs], wanted, version.memory_bytes)

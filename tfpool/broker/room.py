@@ -56,7 +56,7 @@ class Room:
             ranks[0 if missing <= 0 else 1 if missing <= loose else 2].append(link)
         best: list[Link] = []
         for ranked in ranks.values():
-            if len(best) < version.settings.replicas[0]:
+            if len(best) < version.least:
                 best += ranked
         held: Counter[str] = Counter()
         used: Counter[str] = Counter()
