@@ -11,6 +11,7 @@ import pytest
 from tfpool.broker.registry import Model, Version
 from tfpool.broker.reload import Reload
 from tfpool.errors import TfpoolError
+from tfpool.placement.snapshot import Kind
 from tfpool.settings import Loading, ModelSettings, Transition
 from tfpool.testing.world import World, model, put
 from tfpool.testing.world_fakes import BASE, MIB
@@ -53,6 +54,9 @@ class Walk:
             (1, self.breakage),
             (1, self.time),
             (1, self.restart),
+            (2, self.move),
+            (1, self.replace),
+            (1, self.drop),
             (1, self.reload),
             (1, self.remove),
         ]
@@ -139,6 +143,29 @@ class Walk:
         link = self.world.fleet.links[self.random.choice(list(self.world.bells))]
         if link.up and not link.leaving:
             self.world.recycle(link)
+
+    def move(self) -> None:
+        """A version moves to another worker, or is brought there too."""
+        found, target = self.pick(), self.random.choice(list(self.world.fleet.links))
+        if found is None or self.world.migrations.of(found[1]) is not None or not found[1].serving():
+            return
+        try:
+            self.world.room.check(found[1], self.world.fleet.links[target])
+        except TfpoolError:
+            return
+        source = self.random.choice(["", *found[1].serving()])
+        self.world.migrations.begin(found[1], Kind.MIGRATE if source else Kind.REPLICATE, source, target, "walk")
+
+    def drop(self) -> None:
+        """A replica too many leaves."""
+        found = self.pick()
+        if found is not None and len(found[1].serving()) > 1 and self.world.migrations.of(found[1]) is None:
+            self.world.migrations.begin(found[1], Kind.DROP, self.random.choice(found[1].serving()), "", "walk")
+
+    def replace(self) -> None:
+        link = self.world.fleet.links[self.random.choice(list(self.world.bells))]
+        if link.up and not link.leaving and not self.world.rolling.busy:
+            self.world.rolling.begin([link], "walk")
 
     def breakage(self) -> None:
         path = f"/{self.random.choice(self.names)}/{self.random.randint(1, 8)}"

@@ -465,7 +465,7 @@ def test_a_load_that_succeeds_is_forgiven() -> None:
         die_loading(world, 1, SEGV)
         world.work("w0")
         assert version_of(world).state is State.AVAILABLE
-        world.residence._evict(world.fleet.links["w0"], version_of(world))
+        world.residence.evict(world.fleet.links["w0"], version_of(world))
         world.work("w0")
         world.lifecycle.load(world.model(), 1)
     world.settle()

@@ -57,8 +57,8 @@ class Adoption:
         link.loading.add(version.handle)
         if item.nbytes is not None:
             link.resident[version.handle] = link.resident.pop(item.handle)
-        elif link.settings.memory is not None:
-            link.reserved[version.handle] = self._budget.need(link, version)
+        else:
+            self._budget.reserve(link, version)
         self._log.info("model.adopted", model=version.key.name, version=version.key.version, worker=link.name)
         link.ring(Bell.ADOPT, item.handle, version.handle)
         return True

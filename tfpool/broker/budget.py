@@ -41,12 +41,15 @@ class Budget:
     def need(self, link: Link, version: Version) -> int:
         """Bytes to reserve for a load: the peak as measured, or a guess; never more than an empty worker has, so that
         whatever is not :meth:`impossible` fits at last."""
+        need = self.foreseen(version)
+        return need if link.settings.memory is None else min(need, limit(link.settings.memory) - link.base)
+
+    def foreseen(self, version: Version) -> int:
+        """Bytes that a load takes at its height: as measured, or a guess."""
         known = self.expected(version)
         if known is not None:
-            need = max(known.peak, version.disk_bytes) + MARGIN_BYTES
-        else:
-            need = GUESS_FACTOR * version.disk_bytes + GUESS_BYTES
-        return need if link.settings.memory is None else min(need, limit(link.settings.memory) - link.base)
+            return max(known.peak, version.disk_bytes) + MARGIN_BYTES
+        return GUESS_FACTOR * version.disk_bytes + GUESS_BYTES
 
     def impossible(self, link: Link, version: Version) -> ResourceExhausted | None:
         """Why a worker can never hold a version, however empty it is; None where it can."""
@@ -73,11 +76,17 @@ class Budget:
             return 0
         least = not guess and self.expected(version) is None
         need = version.disk_bytes if least else self.need(link, version)
-        return self._committed(link) + need - limit(link.settings.memory)
+        others = self.committed(link) - link.reserved.get(version.handle, 0)
+        return others + need - limit(link.settings.memory)
+
+    def reserve(self, link: Link, version: Version) -> None:
+        """Keep memory free for a load that has begun, or is about to."""
+        if link.settings.memory is not None:
+            link.reserved[version.handle] = self.need(link, version)
 
     def excess(self, link: Link) -> int:
         """Bytes that a worker holds over what it may."""
-        return self._committed(link) - limit(link.settings.memory) if link.settings.memory is not None else 0
+        return self.committed(link) - limit(link.settings.memory) if link.settings.memory is not None else 0
 
     def leaving(self, link: Link) -> int:
         """Bytes that unloads under way will give back."""
@@ -113,7 +122,8 @@ class Budget:
         """Bytes that a worker has beyond those of its base and its models."""
         return link.unique - link.base - sum(link.resident.values())
 
-    def _committed(self, link: Link) -> int:
+    def committed(self, link: Link) -> int:
+        """Bytes that a worker has, or has promised to loads."""
         held = max(link.unique, link.base + sum(link.resident.values()))
         return held + sum(link.reserved.values())
 

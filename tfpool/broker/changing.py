@@ -1,4 +1,4 @@
-"""The verbs that change the pool: load, unload, add, remove, reload, label, shadow, record, drain, restart, shutdown.
+"""The verbs that change the pool: load, unload, add, remove, reload, label, shadow, record, shutdown.
 
 Whatever takes time goes on in the background, also when the caller has left; the answer comes when it is done.
 """
@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from tfpool.broker import rows
-from tfpool.broker.fleet import Link, WorkerState
 from tfpool.broker.later import soon
 from tfpool.broker.recorder import Recording
 from tfpool.broker.registry import Goal, Model, Version, some_names
@@ -227,42 +226,7 @@ def record(broker: Broker, model: str, count: int = 100, seconds: float = 60.0, 
     return answer
 
 
-# -- workers -------------------------------------------------------------------------------------------------------
-
-
-def drain(broker: Broker, worker: str) -> Row:
-    """Take a worker out of service: others load its models first, then it finishes what it has."""
-    link = _link(broker, worker)
-    others = [other for other in broker.fleet.candidates() if other is not link]
-    held = [v for v in broker.registry.versions() if v.on.get(worker) is State.AVAILABLE]
-    if held and not others:
-        raise FailedPrecondition(f"no other worker can take the {len(held)} models of {worker}")
-    broker.turnover.vacate(link)
-
-    def question() -> Row | None:
-        if link.state is WorkerState.DRAINING and not broker.turnover.step(link):
-            return None
-        return rows.worker_row(link, broker.registry.versions())
-
-    answer: Row = soon(question)
-    return answer
-
-
-def restart(broker: Broker, worker: str) -> Row:
-    """Replace a worker's process; its requests wait in their queues meanwhile. Answers when it serves again."""
-    link = _link(broker, worker)
-    generation = link.generation
-    broker.recycle(link)
-
-    def question() -> Row | None:
-        if link.state is WorkerState.HALTED:
-            raise FailedPrecondition(f"worker {worker} does not come back: it is halted")
-        held = [v for v in broker.registry.versions() if worker in v.on]
-        serving = all(v.on[worker] in (State.AVAILABLE, State.FAILED) for v in held)
-        return rows.worker_row(link, held) if link.generation > generation and link.up and serving else None
-
-    answer: Row = soon(question)
-    return answer
+# -- the pool --------------------------------------------------------------------------------------------------------
 
 
 def shutdown(broker: Broker) -> Row:
@@ -271,20 +235,11 @@ def shutdown(broker: Broker) -> Row:
     return {"stopping": True}
 
 
-def _link(broker: Broker, name: str) -> Link:
-    link = broker.fleet.links.get(name)
-    if link is None:
-        raise NotFound(f"no worker {name!r}; there are {some_names(broker.fleet.links)}")
-    if not link.up:
-        raise FailedPrecondition(f"worker {name} is {link.state.value}, expected READY")
-    return link
-
-
 def _check_version(version: int | None) -> None:
     if version is not None and (type(version) is not int or version < 1):
         raise InvalidArgument(f"version: got {version!r}, expected a whole number from 1")
 
 
 VERBS: dict[str, Callable[..., Any]] = {
-    verb.__name__: verb for verb in (load, unload, add, remove, reload, label, shadow, record, drain, restart, shutdown)
+    verb.__name__: verb for verb in (load, unload, add, remove, reload, label, shadow, record, shutdown)
 }

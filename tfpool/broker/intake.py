@@ -152,6 +152,8 @@ class Intake:
 
     def _submit(self, found: Resolved, segment: Segment, now: float) -> list[Submit]:
         version = found.version
+        version.asks += segment.count
+        version.rows += segment.count * segment.rows
         self._hit(version, segment.count)
         if version.cold:
             self._wake(version)

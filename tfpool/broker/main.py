@@ -26,15 +26,20 @@ from tfpool.broker.front import Front
 from tfpool.broker.intake import Intake
 from tfpool.broker.lifecycle import Lifecycle
 from tfpool.broker.lobby import Lobby
+from tfpool.broker.logbook import Logbook
 from tfpool.broker.meters import Meters
+from tfpool.broker.migrations import Migrations
 from tfpool.broker.notebook import Notebook
+from tfpool.broker.planning import Planning
 from tfpool.broker.reading import progress
 from tfpool.broker.recorder import Recorder
 from tfpool.broker.registry import Registry
 from tfpool.broker.residence import Residence
 from tfpool.broker.resolve import Resolver
+from tfpool.broker.rolling import Rolling
 from tfpool.broker.room import Room
 from tfpool.broker.shadow import Shadows
+from tfpool.broker.survey import Survey
 from tfpool.broker.taps import Taps
 from tfpool.broker.turnover import Turnover
 from tfpool.broker.watchdog import Quiet, Watchdog
@@ -108,7 +113,27 @@ class Broker:
             self.recycle,
             self.lifecycle,
         )
-        self.turnover = Turnover(self.registry, self.fleet, room, self.residence)
+        self.migrations = Migrations(self.fleet, self.residence, time.monotonic)
+        self.turnover = Turnover(self.registry, self.fleet, room, self.residence, self.migrations)
+        self.rolling = Rolling(self.registry, self.fleet, room, self.migrations, self.recycle)
+        self._logbook = Logbook(settings.placement.journal)
+        placement = settings.placement
+        survey = Survey(
+            self.registry, self.fleet, self._budget, self.scheduler, self.meters, self.migrations, placement
+        )
+        self.planning = Planning(
+            placement,
+            settings.pool.residue_limit,
+            self.registry,
+            self.fleet,
+            room,
+            self.residence,
+            self.migrations,
+            self.rolling,
+            survey,
+            self._logbook,
+            self.lifecycle.settled,
+        )
         self._blame = Blame(self.registry, self.scheduler, self.residence, self.turnover, self.notebook)
         self._watchdog = Watchdog(self.fleet, self.scheduler, settings.pool, self.started)
         self._bells = Bells(
@@ -155,6 +180,7 @@ class Broker:
                 self.scheduler.wakeup(),
                 self.lobby.expiry,
                 self.lifecycle.next_retry(),
+                self.planning.next_look,
             )
             for watched, _ in self._poll(wake):
                 if isinstance(watched, zmq.Socket):
@@ -168,6 +194,9 @@ class Broker:
             now = time.monotonic()
             self.lobby.expire(now)
             self.effects.perform(self.scheduler.handle(ev.Turn(), now))
+            self.migrations.step()
+            self.rolling.step()
+            self.planning.step(now)
             self.lifecycle.step(now)
             self.front.answer_asked(now)
             news = (self.registry.epoch, self.fleet.epoch)
@@ -325,6 +354,7 @@ class Broker:
 
     def close(self) -> None:
         self.notebook.close()
+        self._logbook.close()
         self._watcher.close()
         self.front.close()
         self._arena.close()

@@ -8,12 +8,15 @@ from typing import Any
 from tfpool.errors import Code
 from tfpool.telemetry.histogram import Histogram
 
+RECENT_SHARE = 0.05
+
 
 @dataclass(slots=True)
 class ModelMeter:
     """``requests`` were answered well, ``errors`` counts the others by code; ``rows`` and ``batches`` have run.
 
-    ``late_starts`` counts requests whose run began after their deadline: there should be none.
+    ``recent_rows`` is the mean of the last batches' rows. ``late_starts`` counts requests whose run began after their
+    deadline: there should be none.
     """
 
     requests: int = 0
@@ -24,6 +27,7 @@ class ModelMeter:
     queue_us: Histogram = field(default_factory=Histogram)
     run_us: Histogram = field(default_factory=Histogram)
     batch_rows: Histogram = field(default_factory=Histogram)
+    recent_rows: float = 1.0
 
     def ran(self, rows: int, run: float, waited: float, requests: int) -> None:
         """A batch of ``rows`` rows has run; times in seconds."""
@@ -31,6 +35,7 @@ class ModelMeter:
         self.rows += rows
         self.run_us.add(run * 1e6)
         self.batch_rows.add(rows)
+        self.recent_rows += RECENT_SHARE * (rows - self.recent_rows)
         self.queue_us.add(waited * 1e6, requests)
 
     def failed(self, code: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""The verbs that only look: models, status, metadata, workers, queues, stats, ready, progress."""
+"""The verbs that only look: models, status, metadata, workers, queues, plan, stats, ready, progress."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tfpool.broker import rows
+from tfpool.broker import plans, rows
 from tfpool.broker.fleet import WorkerState
 from tfpool.broker.later import soon
-from tfpool.broker.registry import NotLoaded
+from tfpool.broker.registry import Model, NotLoaded
 from tfpool.repository.states import State
 
 if TYPE_CHECKING:
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 def models(broker: Broker) -> list[dict[str, Any]]:
     """A row for each version of each model."""
     found = broker.registry.models
-    return [row for name in sorted(found) for row in rows.model_rows(found[name])]
+    return [_asked(broker, row, found[name]) for name in sorted(found) for row in rows.model_rows(found[name])]
+
+
+def _asked(broker: Broker, row: dict[str, Any], model: Model) -> dict[str, Any]:
+    """A version's row with what is asked of it, and what that costs."""
+    version = model.versions.get(row["version"])
+    return {**row, **plans.demand(version, broker.planning.survey)} if version is not None else row
 
 
 def status(broker: Broker, model: str) -> list[dict[str, Any]]:
@@ -29,7 +35,7 @@ def status(broker: Broker, model: str) -> list[dict[str, Any]]:
     for row in detailed:
         version = found.versions.get(row["version"])
         row["curves"] = rows.curves(version, broker.scheduler) if version is not None else []
-    return detailed
+    return [_asked(broker, row, found) for row in detailed]
 
 
 def metadata(broker: Broker, model: str, version: int = 0, label: str = "") -> dict[str, Any]:
@@ -76,6 +82,11 @@ def queues(broker: Broker) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def plan(broker: Broker) -> dict[str, Any]:
+    """What the planner would do, and why; migrations under way, and the last that ended."""
+    return plans.proposal(broker)
 
 
 def stats(broker: Broker) -> dict[str, Any]:
@@ -135,5 +146,5 @@ def progress(broker: Broker) -> dict[str, Any]:
 
 
 VERBS: dict[str, Callable[..., Any]] = {
-    verb.__name__: verb for verb in (models, status, metadata, workers, queues, stats, ready, progress)
+    verb.__name__: verb for verb in (models, status, metadata, workers, queues, plan, stats, ready, progress)
 }

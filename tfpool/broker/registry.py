@@ -62,7 +62,7 @@ class Version:
     knows it; ``kept`` while a worker seems to hold it from an earlier broker. ``deaths`` counts workers that died
     loading it, ``faults`` those that this is known to have killed, and ``failures`` its failed loads in a row;
     ``retry_at`` is when the next try is due (monotonic seconds). ``crashes`` are those of late; ``isolated`` names the
-    worker that it has to itself.
+    worker that it has to itself. ``asks`` and ``rows`` count what has been asked of it.
     """
 
     key: ModelKey
@@ -94,6 +94,8 @@ class Version:
     retry_at: float = 0.0
     crashes: tuple[Crash, ...] = ()
     isolated: str = ""
+    asks: int = 0
+    rows: int = 0
 
     @property
     def handle(self) -> int:

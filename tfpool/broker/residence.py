@@ -100,6 +100,16 @@ class Residence:
                 link.loads.append(version.handle)
                 self._next_loads(link)
 
+    def bring(self, version: Version, worker: str) -> None:
+        """Have one more worker load a version. Memory is kept for it there from now on."""
+        link = self._fleet.links[worker]
+        version.on[worker] = State.NEW
+        version.cold = False
+        self._budget.reserve(link, version)
+        self._registry.epoch += 1
+        link.loads.append(version.handle)
+        self._next_loads(link)
+
     def wake(self, version: Version) -> None:
         """A request needs a version that is not in memory, or is about to leave it."""
         version.urgent = True
@@ -122,10 +132,13 @@ class Residence:
         while link.up and not link.leaving and link.loads and len(link.loading) < self._pool.load_concurrency:
             version = self._registry.by_handle.get(link.loads[0])
             if version is None or version.on.get(link.name) is not State.NEW:
-                link.loads.popleft()
+                handle = link.loads.popleft()
+                if handle not in link.loading:
+                    link.reserved.pop(handle, None)
                 continue
             if self._budget.impossible(link, version):  # it was placed before the worker had been measured
                 link.loads.popleft()
+                link.reserved.pop(version.handle, None)
                 version.step(link.name, Step.CANCEL)
                 self.start(version)
                 continue
@@ -149,13 +162,13 @@ class Residence:
         self.loads += 1
         version.step(link.name, Step.LOAD)
         link.loading.add(version.handle)
-        if link.settings.memory is not None:
-            link.reserved[version.handle] = self._budget.need(link, version)
+        self._budget.reserve(link, version)
         self._log.info("model.loading", model=version.key.name, version=version.key.version, worker=link.name)
         link.ring(Bell.LOAD, version.handle, *order(version))
 
     def _postpone(self, link: Link, version: Version) -> None:
         """There is no room for a version that nobody has asked for yet."""
+        link.reserved.pop(version.handle, None)
         version.step(link.name, Step.CANCEL)
         if not version.held_by():
             version.on.clear()
@@ -168,13 +181,13 @@ class Residence:
         """Push out what is idle; False while room is still to come."""
         victims = self._room.victims(link, version)
         for victim in victims or ():
-            self._evict(link, victim)
+            self.evict(link, victim)
         if victims is None and self._room.clogged(link, version):
             self._log.info("worker.residue", worker=link.name, bytes=self._budget.residue(link))
             self._recycle(link)
         return victims == [] and not self._budget.leaving(link)
 
-    def _evict(self, link: Link, version: Version) -> None:
+    def evict(self, link: Link, version: Version) -> None:
         """Take an idle version out of memory; the next request for it brings it back."""
         self._log.info("model.evicted", model=version.key.name, version=version.key.version, worker=link.name)
         self.evictions += 1
@@ -208,6 +221,7 @@ class Residence:
         if version.step(worker, Step.CANCEL):
             if version.handle in link.loads:
                 link.loads.remove(version.handle)
+            link.reserved.pop(version.handle, None)
         elif version.step(worker, Step.DRAIN):
             if serves:
                 self._draining[version.handle, worker] = None
@@ -324,7 +338,7 @@ class Residence:
             self._give_up(newest, error, final=True)
             return
         for victim in self._budget.victims(excess, [v for v in self._room.idle(link) if v is not newest]):
-            self._evict(link, victim)
+            self.evict(link, victim)
 
     def load_failed(self, link: Link, handle: int, error: TfpoolError) -> None:
         link.loading.discard(handle)
@@ -343,13 +357,9 @@ class Residence:
         self._budget.released(link, handle, evicted, elsewhere)
         if version is not None and version.step(link.name, Step.UNLOADED) and not version.held_by():
             self.left(version)
-        residue = self._budget.residue(link)
-        busy = link.loading or link.unloading or link.leaving
-        if residue > self._pool.residue_limit and not busy and not link.drained:
-            self._log.info("worker.residue", worker=link.name, bytes=residue)
-            self._recycle(link)
-        else:
-            self._next_loads(link)
+        if not (link.loading or link.unloading or link.leaving):
+            link.residue = max(0, self._budget.residue(link))
+        self._next_loads(link)
 
     def _failed(self, version: Version, error: TfpoolError, final: bool = False) -> None:
         self._log.warning("model.failed", model=version.key.name, version=version.key.version, error=error.message)

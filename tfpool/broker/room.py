@@ -7,7 +7,7 @@ from collections import Counter
 from tfpool.broker.budget import Budget
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.registry import Registry, Version
-from tfpool.errors import ResourceExhausted, Unavailable
+from tfpool.errors import FailedPrecondition, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.placement.planner import Candidate
 from tfpool.repository.states import State
 from tfpool.scheduler.core import Scheduler
@@ -65,6 +65,40 @@ class Room:
                 held[worker] += 1
                 used[worker] += other.memory_bytes or other.disk_bytes
         return [Candidate(link.name, used[link.name], held[link.name], link.settings.memory) for link in best]
+
+    def check(self, version: Version, link: Link) -> None:
+        """Raises the error that keeps a version from moving to a worker: there must be free memory for it."""
+        key, name, pins = version.key, link.name, version.settings.pin
+        if not link.up or link not in self._fleet.candidates():
+            state = "being replaced" if link.closed else "drained" if link.drained else link.state.value
+            raise FailedPrecondition(f"worker {name} is {state}, expected READY")
+        if version.on.get(name) not in (None, State.FAILED):
+            raise FailedPrecondition(f"{key} is on {name} already ({version.on[name].value})")
+        if pins and name not in pins:
+            raise FailedPrecondition(f"{key} is pinned to {', '.join(pins)}; {name} may not hold it")
+        if link.kept_for or version.isolated:
+            raise FailedPrecondition(f"worker {name} is kept for another" if link.kept_for else f"{key} is isolated")
+        impossible = self._budget.impossible(link, version)
+        if impossible is not None:
+            raise ResourceExhausted(f"worker {name} cannot hold {key}: {impossible.message}")
+        missing = self._budget.missing(link, version)
+        if missing > 0:
+            raise ResourceExhausted(
+                f"worker {link.name} has no room for {version.key}: it takes {self._budget.need(link, version)} bytes, "
+                f"of which {missing} are missing"
+            )
+
+    def spare(self, version: Version) -> str | None:
+        """The worker with the most room among those that can take a version without anybody leaving; None where none
+        can."""
+        found: list[tuple[float, int, str]] = []
+        for link in self._fleet.links.values():
+            try:
+                self.check(version, link)
+            except TfpoolError:
+                continue
+            found.append((self._budget.missing(link, version), len(link.resident), link.name))
+        return min(found)[2] if found else None
 
     def idle(self, link: Link) -> list[Version]:
         """Versions on a worker that nobody uses at the moment, or that others serve too."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from tfpool.broker.fleet import Fleet, Link, WorkerState
+from tfpool.broker.migrations import Migrations
 from tfpool.broker.registry import Goal, Registry, Version
 from tfpool.broker.residence import Residence
 from tfpool.broker.room import Room
 from tfpool.errors import TfpoolError, Unavailable
+from tfpool.placement.snapshot import Kind
 from tfpool.repository.states import State
 
 _GOING = (None, State.DRAINING, State.FAILED)
@@ -15,11 +17,14 @@ _GOING = (None, State.DRAINING, State.FAILED)
 class Turnover:
     """Moves versions off workers; what moves is decided here, how is :class:`Residence`'s."""
 
-    def __init__(self, registry: Registry, fleet: Fleet, room: Room, residence: Residence) -> None:
+    def __init__(
+        self, registry: Registry, fleet: Fleet, room: Room, residence: Residence, migrations: Migrations
+    ) -> None:
         self._registry = registry
         self._fleet = fleet
         self._room = room
         self._residence = residence
+        self._migrations = migrations
 
     def halted(self, link: Link) -> None:
         """A worker will not come back: others take its models."""
@@ -49,7 +54,10 @@ class Turnover:
             self._back(link)
             raise
         for version in moving:
+            before = set(version.on)
             self._start_elsewhere(version, link)
+            for target in sorted(version.on.keys() - before):
+                self._migrations.watch(version, Kind.MIGRATE, link.name, target, "drain", f"{link.name} is drained")
 
     def step(self, link: Link) -> bool:
         """Let go of what others serve by now; True when nothing is left.

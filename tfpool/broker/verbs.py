@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tfpool.broker import changing, reading
+from tfpool.broker import changing, moving, reading
 from tfpool.broker.later import Later
 from tfpool.broker.registry import some_names
 from tfpool.errors import InvalidArgument, PermissionDenied, Unimplemented
@@ -35,9 +35,9 @@ def answer(broker: Broker, call: Call, admin: bool) -> Any:
     reader = reading.VERBS.get(call.method)
     if reader is not None:
         return _run(reader, broker, call)
-    writer = changing.VERBS.get(call.method)
+    writer = changing.VERBS.get(call.method) or moving.VERBS.get(call.method)
     if writer is None:
-        known = some_names([*reading.VERBS, *changing.VERBS])
+        known = some_names([*reading.VERBS, *changing.VERBS, *moving.VERBS])
         raise Unimplemented(f"no verb {call.method[:80]!r}; there are {known}")
     if not admin:
         raise PermissionDenied(f"{call.method} is an admin verb: call it on the admin endpoint")

@@ -12,11 +12,13 @@ from tfpool.broker.intake import Intake
 from tfpool.broker.lifecycle import Lifecycle
 from tfpool.broker.lobby import Lobby, Request
 from tfpool.broker.meters import Meters
+from tfpool.broker.migrations import Migrations
 from tfpool.broker.notebook import Notebook
 from tfpool.broker.recorder import Recorder
 from tfpool.broker.registry import Model, NotLoaded, Registry, Version
 from tfpool.broker.residence import Residence
 from tfpool.broker.resolve import Resolver
+from tfpool.broker.rolling import Rolling
 from tfpool.broker.room import Room
 from tfpool.broker.shadow import Shadows
 from tfpool.broker.taps import Taps
@@ -30,7 +32,7 @@ from tfpool.shm.layout import Layout
 from tfpool.testing.world_fakes import BASE, MIB, Bellows, Disk
 from tfpool.types import DType, SignatureSpec, TensorSpec
 from tfpool.wire.keys import RequestKey, Tensor, pack_request_key
-from tfpool.wire.messages import Bell, Group
+from tfpool.wire.messages import Bell, Gauge, Group
 
 X = TensorSpec("x", DType.FLOAT, (-1,))
 
@@ -80,7 +82,10 @@ class World:
             self.recycle,
             self.lifecycle,
         )
-        self.turnover = Turnover(self.registry, self.fleet, room, self.residence)
+        self.migrations = Migrations(self.fleet, self.residence, lambda: self.now)
+        self.turnover = Turnover(self.registry, self.fleet, room, self.residence, self.migrations)
+        self.rolling = Rolling(self.registry, self.fleet, room, self.migrations, self.recycle)
+        self.room = room
         self.blame = Blame(self.registry, self.scheduler, self.residence, self.turnover, self.notebook)
         self.resolver = Resolver(self.registry)
         self.shadows = Shadows(self.registry, self.resolver)
@@ -145,6 +150,8 @@ class World:
         self.decide(ev.Turn())
         self.blame.look(self.now)
         self.turnover.tend()
+        self.migrations.step()
+        self.rolling.step()
         self.lifecycle.step(self.now)
         self.shadows.refresh()
 
@@ -163,7 +170,7 @@ class World:
         link = self.fleet.links[name]
         bell = self.bells[name] = bell or Bellows(name)
         self.fleet.attach(name, link.generation + 1, bell)  # type: ignore[arg-type]
-        self.fleet.ready(link, 1, bell.unique, bell.unique, BASE, bell.inventory())
+        self.fleet.ready(link, 1, bell.gauge, Gauge(BASE, BASE, BASE), bell.inventory())
         self.decide(ev.WorkerJoined(name, link.holder))
         self.residence.joined(link)
 
@@ -190,7 +197,8 @@ class World:
         if what == "unload":
             bell.held.pop(handle, None)
             bell.told_off.discard(handle)
-            self.residence.unloaded(link, handle, bell.unique, bell.unique)
+            link.tells(bell.gauge)
+            self.residence.unloaded(link, handle, link.rss, link.unique)
         elif handle < 0:  # nobody has claimed it: its load is a secret
             bell.held[handle] = self.size(rest[0])
         elif rest[0] in self.broken:
@@ -202,7 +210,7 @@ class World:
             found = Footprint(bell.held[handle], bell.held[handle], 0.5)
             self.residence.loaded(link, handle, found, self.signatures, {})
             if self.bells[name] is bell:
-                link.rss = link.unique = bell.unique
+                link.tells(bell.gauge)
 
     def runs(self, name: str) -> int:
         """How many batches a worker has."""

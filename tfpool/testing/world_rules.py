@@ -54,7 +54,7 @@ def _check_link(world: World, link: Link) -> None:
             assert handle not in bell.told_off, f"{key} is available, and on its way out"
     for handle in loading:
         assert states[handle] in (State.LOADING, State.WARMING, State.DRAINING)
-    assert link.reserved.keys() <= link.loading, "memory is reserved for what is not loading"
+    assert link.reserved.keys() <= link.loading | set(link.loads), "memory is reserved for what is not to be loaded"
     for servable, route in world.scheduler.staff._routes.items():
         if link.name in route.workers:
             assert states.get(servable.life) in (State.AVAILABLE, State.DRAINING), f"{servable} is routed"
@@ -69,6 +69,9 @@ def check_rest(world: World) -> None:
     lost = [number for number in range(1, world.asked + 1) if number not in world.answers]
     assert not lost, f"requests {lost} are never answered"
     assert not world.residence._draining
+    assert not world.migrations.active
+    assert not world.rolling.busy
+    assert not [link.name for link in world.fleet.links.values() if link.closed]
     for link in world.fleet.links.values():
         assert not [*link.loads, *link.loading, *link.unloading, *link.reserved]
         if link.kept_for:

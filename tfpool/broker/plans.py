@@ -1,0 +1,142 @@
+"""What the control plane shows of plans and migrations: plain rows."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from tfpool.broker.migrations import Migration
+from tfpool.broker.planning import Applying, Outcome
+from tfpool.broker.registry import Version
+from tfpool.broker.rolling import Replacement
+from tfpool.broker.survey import Survey
+from tfpool.placement.board import Board, Facts
+from tfpool.placement.migration import Phase
+from tfpool.placement.planner import after
+from tfpool.placement.snapshot import NOTHING, Snapshot, Step
+from tfpool.settings import PlacementPolicy
+
+if TYPE_CHECKING:
+    from tfpool.broker.main import Broker
+
+Row = dict[str, Any]
+_NOTES = {
+    PlacementPolicy.AUTO: "",
+    PlacementPolicy.ADVISE: 'the policy is "advise": nothing moves until somebody applies it',
+    PlacementPolicy.STATIC: 'the policy is "static": nothing moves until somebody applies it',
+}
+
+
+def proposal(broker: Broker) -> Row:
+    """What the planner would do, and why, with the pool before and after."""
+    begin, steps = broker.planning.proposal(time.monotonic())
+    end = begin
+    for step in steps:
+        end = after(end, step)
+    now, then = Board(Facts(begin)), Board(Facts(end))
+    policy = broker.planning.policy
+    note = _NOTES[policy] if steps else "nothing that could be moved gains more than moving it costs"
+    return {
+        "policy": policy.value,
+        "steps": [step_row(step, begin) for step in steps],
+        "cost": {"now": round(now.cost()[0], 6), "after": round(then.cost()[0], 6)},
+        "workers": _workers(now, then),
+        "migrations": [migration_row(one) for one in broker.migrations.all()],
+        "replacing": [replacement_row(one) for one in broker.rolling.under_way()],
+        "note": note,
+    }
+
+
+def _workers(now: Board, then: Board) -> list[Row]:
+    return [
+        {
+            "name": before.name,
+            "device": before.device,
+            "room": before.room,
+            "held": before.held,
+            "load": round(now.load[0][at], 4),
+            "held_after": last.held,
+            "load_after": round(then.load[0][at], 4),
+        }
+        for at, (before, last) in enumerate(zip(now.facts.workers, then.facts.workers, strict=True))
+    ]
+
+
+def step_row(step: Step, snapshot: Snapshot) -> Row:
+    """A step of a plan made from ``snapshot``; times in seconds."""
+    model, _, version = step.name.rpartition(":")
+    seconds = next((s.load_seconds for s in snapshot.servables if s.handle == step.handle and step.target), 0.0)
+    return {
+        "kind": step.kind.value,
+        "model": model,
+        "version": int(version or 0),
+        "source": step.source,
+        "target": step.target,
+        "bytes": step.nbytes,
+        "gain": round(step.gain, 4),
+        "cost": round(step.cost, 4),
+        "seconds": round(seconds, 4),
+        "reason": step.reason,
+    }
+
+
+def demand(version: Version, survey: Survey) -> Row:
+    """What is asked of a version a second, fast and slow averages; worker seconds a row, by worker."""
+    rates = survey.rates(version)
+    fast, slow = (rates.fast, rates.slow) if rates is not None else (NOTHING, NOTHING)
+    quiet = rates is None or rates.quiet
+    return {
+        "rate": {
+            "asks": round(fast.asks, 3),
+            "asks_slow": round(slow.asks, 3),
+            "rows": round(fast.rows, 3),
+            "rows_slow": round(slow.rows, 3),
+        },
+        "replicas": list(survey.replicas(version)),
+        "row_seconds": {} if quiet else {w: round(s, 9) for w, s in survey.row_seconds(version).items()},
+        "idle_seconds": None if rates is None else round(time.monotonic() - rates.asked_at, 3),
+    }
+
+
+def migration_row(migration: Migration) -> Row:
+    until = migration.ended if migration.ended is not None else time.monotonic()
+    return {
+        "id": migration.number,
+        "model": migration.version.key.name,
+        "version": migration.version.key.version,
+        "source": migration.source,
+        "target": migration.target,
+        "kind": migration.kind.value,
+        "phase": migration.phase.value,
+        "bytes": migration.nbytes,
+        "seconds": round(until - migration.begun, 4),
+        "ago": round(time.monotonic() - migration.begun, 3),
+        "reason": migration.reason,
+        "by": migration.by,
+        "error": migration.error.message if migration.error is not None else None,
+    }
+
+
+def replacement_row(one: Replacement) -> Row:
+    return {"worker": one.link.name, "stage": one.stage.value, "moving": len(one.moves), "by": one.by}
+
+
+def applied(applying: Applying) -> Row:
+    """What has become of a plan that somebody had carried out."""
+    return {"steps": [_outcome(outcome) for outcome in applying.outcomes]}
+
+
+def _outcome(outcome: Outcome) -> Row:
+    migration = outcome.migration
+    if migration is None:
+        error, took = outcome.error, 0.0
+        phase = Phase.DONE if error is None else Phase.ABORTED
+    else:
+        error, phase = migration.error, migration.phase
+        took = (migration.ended or migration.begun) - migration.begun
+    return {
+        **step_row(outcome.step, outcome.seen),
+        "outcome": phase.value,
+        "error": error.message if error is not None else None,
+        "took": round(took, 4),
+    }

@@ -1,0 +1,160 @@
+"""What the planner is shown: demand, costs and memory, as the broker has seen them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tfpool.broker.budget import Budget, limit
+from tfpool.broker.fleet import Fleet, Link
+from tfpool.broker.meters import Meters
+from tfpool.broker.migrations import Migrations
+from tfpool.broker.registry import Goal, Registry, Version
+from tfpool.placement.rates import Rates
+from tfpool.placement.snapshot import NOTHING, Hold, Replica, ServableView, Snapshot, WorkerView
+from tfpool.repository.states import State
+from tfpool.scheduler.core import Scheduler
+from tfpool.scheduler.curves import BATCH_OVERHEAD_SECONDS
+from tfpool.settings import Loading, PlacementSettings
+
+_HOLDS = {
+    State.NEW: Hold.COMES,
+    State.LOADING: Hold.COMES,
+    State.WARMING: Hold.COMES,
+    State.AVAILABLE: Hold.SERVES,
+    State.DRAINING: Hold.GOES,
+}
+GUESSED_LOAD_SECONDS = 1.0
+
+
+class Survey:
+    """Looks at the pool at intervals; :meth:`snapshot` is what it saw."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        budget: Budget,
+        scheduler: Scheduler,
+        meters: Meters,
+        migrations: Migrations,
+        settings: PlacementSettings,
+    ) -> None:
+        self._registry = registry
+        self._fleet = fleet
+        self._budget = budget
+        self._scheduler = scheduler
+        self._meters = meters
+        self._migrations = migrations
+        self._settings = settings
+        self._rates: dict[int, Rates] = {}
+        self._replicas: dict[tuple[int, str], Replica] = {}
+
+    def look(self, now: float) -> None:
+        """Take in what has been asked since the last look."""
+        versions = self._registry.by_handle
+        for handle, version in versions.items():
+            rates = self._rates.get(handle)
+            if rates is None:
+                rates = self._rates[handle] = Rates(0, 0, now - self._settings.interval_s)
+            rates.look(version.asks, version.rows, now)
+        if len(self._rates) > len(versions):
+            self._rates = {handle: rates for handle, rates in self._rates.items() if handle in versions}
+        held = ((v.handle, worker, state) for v in versions.values() for worker, state in v.on.items())
+        self._replicas = {
+            (handle, worker): self._replica(handle, worker, _HOLDS[state], now)
+            for handle, worker, state in held
+            if state in _HOLDS
+        }
+
+    def _replica(self, handle: int, worker: str, hold: Hold, now: float) -> Replica:
+        known = self._replicas.get((handle, worker))
+        return known if known is not None and known.hold is hold else Replica(hold, now)
+
+    def rates(self, version: Version) -> Rates | None:
+        """What is asked of a version, as of the last look."""
+        return self._rates.get(version.handle)
+
+    def snapshot(self, now: float) -> Snapshot:
+        """The pool at ``now``, with demand as of the last look."""
+        workers = tuple(self._worker(link) for link in self._fleet.links.values())
+        moving = {one.version.handle for one in self._migrations.active}
+        servables = tuple(
+            self._servable(version, now, version.handle in moving)
+            for version in self._registry.versions()
+            if self._counts(version)
+        )
+        return Snapshot(now, workers, servables, self._migrations.past())
+
+    @staticmethod
+    def _counts(version: Version) -> bool:
+        """Whether a version is anything to the planner: what fails, or was sent away, is not."""
+        gone = version.goal is Goal.OFF or version.retired or version.staged or version.stopped
+        return version.described and not gone and version.state is not State.FAILED
+
+    def _worker(self, link: Link) -> WorkerView:
+        memory = link.settings.memory
+        return WorkerView(
+            link.name,
+            link.settings.device,
+            max(1, link.settings.threads),
+            None if memory is None else limit(memory) - link.base,
+            self._budget.committed(link) - link.base,
+            link.residue,
+            link.busy_share,
+            link.up and not (link.drained or link.leaving or link.closed),
+            link.kept_for,
+        )
+
+    def _servable(self, version: Version, now: float, moving: bool) -> ServableView:
+        rates, known = self._rates.get(version.handle), self._budget.expected(version)
+        on = {
+            w: self._replicas.get((version.handle, w)) or Replica(_HOLDS[s], now)
+            for w, s in version.on.items()
+            if s in _HOLDS
+        }
+        stateful = any(signature.mutates for signature in version.signatures)
+        return ServableView(
+            version.handle,
+            str(version.key),
+            version.memory_bytes or (known.nbytes if known else version.disk_bytes),
+            self._budget.foreseen(version),
+            version.load_seconds or (known.load_seconds if known else GUESSED_LOAD_SECONDS),
+            rates.fast if rates else NOTHING,
+            rates.slow if rates else NOTHING,
+            self.row_seconds(version) if rates is not None and not rates.quiet else {},
+            self.replicas(version),
+            self._pins(version),
+            on,
+            version.settings.preload is Loading.PRELOAD or version.goal is Goal.SERVE,
+            not (stateful or moving or version.isolated),
+            len(version.crashes),
+            now - rates.asked_at if rates else 0.0,
+        )
+
+    def replicas(self, version: Version) -> tuple[int, int]:
+        """The least and the most replicas that a version may have."""
+        least, most = version.settings.replicas
+        if most is None:
+            most = max(least, self._settings.max_replicas or len(self._fleet.links))
+        return least, max(1, most)
+
+    def _pins(self, version: Version) -> tuple[str, ...]:
+        """Where it may go (empty: anywhere); not to where it has failed to load."""
+        failed = {worker for worker, state in version.on.items() if state is State.FAILED}
+        if not failed:
+            return version.settings.pin
+        return tuple(name for name in version.settings.pin or self._fleet.links if name not in failed)
+
+    def row_seconds(self, version: Version) -> Mapping[str, float]:
+        """Worker seconds that a row takes, by worker, in batches as they have been of late.
+
+        With several signatures it is the one that has run last which counts.
+        """
+        rows = max(1, round(self._meters.model(version.key.name).recent_rows))
+        newest: dict[str, tuple[float, float]] = {}
+        for index in range(len(version.signatures)):
+            for worker, curve in self._scheduler.estimates.curves(version.key, index).items():
+                seconds = curve.run(rows)
+                if seconds and curve.learnt_at >= newest.get(worker, (0.0, 0.0))[0]:
+                    newest[worker] = curve.learnt_at, (seconds + BATCH_OVERHEAD_SECONDS) / rows
+        return {worker: seconds for worker, (_, seconds) in newest.items()}
