@@ -26,7 +26,7 @@ from tfpool.shm.layout import align
 from tfpool.telemetry import log
 from tfpool.types import DType, SignatureSpec, TensorSpec
 from tfpool.wire.keys import OutputKey, unpack_output_key
-from tfpool.wire.messages import Bell, Control, unpack
+from tfpool.wire.messages import Bell, Control, decode_gauge, unpack
 
 _KEYS_KEPT = 4096
 
@@ -113,14 +113,15 @@ class Bells:
             self._log.warning("batch.failed", worker=link.name, batch=batch, code=code, error=text)
             self._decide(ev.Broken(link.name, batch, 0.0, from_code(code, text)))
         elif verb == Bell.READY:
-            pid, rss, unique, base, inventory = fields
-            self._fleet.ready(link, pid, rss, unique, base, [Item(*item) for item in inventory])
+            pid, gauge, base, inventory = fields
+            self._fleet.ready(link, pid, decode_gauge(gauge), decode_gauge(base), [Item(*item) for item in inventory])
             self._tell(Control.READY, *link.holder)
             self._decide(ev.WorkerJoined(link.name, link.holder))
             self._residence.joined(link)
             self._log.info("worker.ready", worker=link.name, pid=link.pid)
         elif verb == Bell.GAUGE:
-            self._residence.gauged(link, *fields)
+            link.tells(decode_gauge(fields[0]))
+            self._residence.gauged(link, link.rss, link.unique)
         elif verb == Bell.WARMING:
             self._residence.warming(link, fields[0])
         elif verb == Bell.LOADED:
@@ -128,7 +129,9 @@ class Bells:
         elif verb == Bell.LOAD_FAILED:
             self._residence.load_failed(link, fields[0], from_code(fields[1], fields[2]))
         elif verb == Bell.UNLOADED:
-            self._residence.unloaded(link, *fields)
+            handle, gauge = fields
+            link.tells(decode_gauge(gauge))
+            self._residence.unloaded(link, handle, link.rss, link.unique)
         elif verb != Bell.BEAT:  # which says no more than that it is there
             raise Internal(f"worker {link.name} said {verb}")
 

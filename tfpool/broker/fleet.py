@@ -11,7 +11,9 @@ from typing import Any
 from tfpool.broker.inventory import Inventory, Item
 from tfpool.settings import WorkerSettings
 from tfpool.shm.doorbell import Doorbell
-from tfpool.wire.messages import Bell, pack
+from tfpool.wire.messages import Bell, Gauge, pack
+
+_NOTHING = Gauge(0, 0, 0)
 
 
 class WorkerState(Enum):
@@ -28,12 +30,15 @@ class WorkerState(Enum):
 class Link:
     """One worker. ``loads`` wait for a free place among ``loading``; both hold handles. ``arenas`` are mapped there.
 
-    Times are seconds, memory is bytes. ``base`` is what the empty worker had to itself; ``resident`` what each model
-    added, by handle; ``reserved`` what the loads under way may take; ``unloading`` has been told to go; ``inventory``
-    is left of an earlier broker, and is ``resident`` by negative handles.
+    Times are seconds, memory is bytes. ``gauge`` is what it told last. ``unique`` is what it has to itself of the
+    memory that its budget bounds, which is that of its GPU if it has one that tells; ``base`` what it had of it when it
+    was empty; ``resident`` what each model added, by handle; ``reserved`` what the loads under way may take;
+    ``unloading`` has been told to go; ``inventory`` is left of an earlier broker, and is ``resident`` by negative
+    handles.
     ``deaths`` counts the processes that died under this name. ``heard`` says that the worker has spoken since somebody
     last looked; ``outlives`` that it has been left by an earlier broker; ``drained`` that nobody wants it to serve;
-    ``kept_for`` is the version that it is kept for, or 0.
+    ``closed`` that it is given no models, for it is about to be replaced; ``kept_for`` is the version that it is kept
+    for, or 0. ``residue`` are bytes that unloaded models have left behind, as of the last unload.
     """
 
     settings: WorkerSettings
@@ -48,6 +53,8 @@ class Link:
     reserved: dict[int, int] = field(default_factory=dict)
     inventory: Inventory = field(default_factory=Inventory)
     arenas: set[int] = field(default_factory=set)
+    gauge: Gauge = _NOTHING
+    on_gpu: bool = False
     rss: int = 0
     unique: int = 0
     base: int = 0
@@ -58,7 +65,9 @@ class Link:
     outlives: bool = False
     heard: bool = False
     drained: bool = False
+    closed: bool = False
     kept_for: int = 0
+    residue: int = 0
 
     @property
     def name(self) -> str:
@@ -72,6 +81,12 @@ class Link:
     @property
     def up(self) -> bool:
         return self.bell is not None and self.state in (WorkerState.READY, WorkerState.DRAINING)
+
+    def tells(self, gauge: Gauge) -> None:
+        """The worker has measured its memory. A GPU that tells nothing for once leaves what it told before."""
+        self.gauge = gauge
+        self.rss = gauge.rss
+        self.unique = gauge.unique if not self.on_gpu else self.unique if gauge.gpu is None else gauge.gpu
 
     def ring(self, verb: Bell, *fields: Any, fds: tuple[int, ...] = ()) -> None:
         """Tell the worker. A dead worker hears nothing; its end of file is on its way."""
@@ -96,10 +111,12 @@ class Fleet:
         self.by_fd[bell.fileno()] = link
         return link
 
-    def ready(self, link: Link, pid: int, rss: int, unique: int, base: int, inventory: Iterable[Item]) -> None:
+    def ready(self, link: Link, pid: int, gauge: Gauge, base: Gauge, inventory: Iterable[Item]) -> None:
         """The worker may be given batches; ``base`` was its memory when it was empty."""
         link.state = WorkerState.DRAINING if link.drained else WorkerState.READY
-        link.pid, link.rss, link.unique, link.base = pid, rss, unique, base
+        link.pid, link.on_gpu = pid, base.gpu is not None
+        link.base = link.unique = base.unique if base.gpu is None else base.gpu
+        link.tells(gauge)
         link.inventory = Inventory(inventory)
         link.resident.update((item.handle, item.nbytes) for item in link.inventory if item.nbytes is not None)
         self.epoch += 1
@@ -114,7 +131,9 @@ class Fleet:
         link.state = WorkerState.BACKOFF
         link.leaving = link.outlives = False
         link.pid = link.rss = link.unique = link.base = 0
+        link.gauge, link.on_gpu = _NOTHING, False
         link.busy_share = 0.0
+        link.residue = 0
         link.inventory = Inventory()
         for held in (link.loads, link.loading, link.unloading, link.resident, link.reserved, link.arenas):
             held.clear()
@@ -122,4 +141,5 @@ class Fleet:
     def candidates(self) -> list[Link]:
         """Workers that may be given models: all that are, or will be, ready."""
         out = (WorkerState.HALTED, WorkerState.DRAINING)
-        return [link for link in self.links.values() if not link.drained and (link.leaving or link.state not in out)]
+        links = [link for link in self.links.values() if not (link.drained or link.closed)]
+        return [link for link in links if link.leaving or link.state not in out]

@@ -19,7 +19,7 @@ from tfpool.broker.rolling import Rolling
 from tfpool.broker.room import Room
 from tfpool.broker.survey import Survey
 from tfpool.errors import FailedPrecondition, TfpoolError
-from tfpool.placement.planner import plan, plan_all
+from tfpool.placement.planner import after, plan
 from tfpool.placement.snapshot import Kind, Rules, Snapshot, Step
 from tfpool.settings import PlacementPolicy, PlacementSettings
 from tfpool.telemetry import log
@@ -27,6 +27,7 @@ from tfpool.telemetry import log
 PLANNING_SHARE = 0.01
 WORKERS_PER_MOVE = 4
 MOST_AT_ONCE = 64
+LONGEST_PROPOSAL_SECONDS = 0.1
 ASKED_FOR = "plan"
 _MOVES = (Kind.LOAD, Kind.REPLICATE, Kind.MIGRATE)
 
@@ -126,11 +127,20 @@ class Planning:
 
     # -- when somebody asks ------------------------------------------------------------------------------------
 
-    def proposal(self, now: float) -> tuple[Snapshot, list[Step]]:
-        """The pool as it is, and all the steps that the planner would take, one after the other."""
+    def proposal(self, now: float) -> tuple[Snapshot, list[Step], bool]:
+        """The pool as it is, the steps that the planner would take, one after the other, and whether these are all:
+        it is given a tenth of a second."""
         self.survey.look(now)
-        snapshot = self.survey.snapshot(now)
-        return snapshot, plan_all(snapshot, self.rules, MOST_AT_ONCE)
+        snapshot = latest = self.survey.snapshot(now)
+        steps: list[Step] = []
+        until = time.perf_counter() + LONGEST_PROPOSAL_SECONDS
+        while len(steps) < MOST_AT_ONCE and time.perf_counter() < until:
+            step = plan(latest, self.rules)
+            if step is None:
+                return snapshot, steps, True
+            steps.append(step)
+            latest = after(latest, step)
+        return snapshot, steps, False
 
     def apply(self) -> Applying:
         """Carry the plan out now, whatever the policy; one that is under way goes on."""

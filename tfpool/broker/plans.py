@@ -29,13 +29,15 @@ _NOTES = {
 
 def proposal(broker: Broker) -> Row:
     """What the planner would do, and why, with the pool before and after."""
-    begin, steps = broker.planning.proposal(time.monotonic())
+    begin, steps, all_of_them = broker.planning.proposal(time.monotonic())
     end = begin
     for step in steps:
         end = after(end, step)
     now, then = Board(Facts(begin)), Board(Facts(end))
     policy = broker.planning.policy
     note = _NOTES[policy] if steps else "nothing that could be moved gains more than moving it costs"
+    if not all_of_them:
+        note = "; ".join(filter(None, (note, "these are the first steps: more may follow")))
     return {
         "policy": policy.value,
         "steps": [step_row(step, begin) for step in steps],

@@ -127,7 +127,7 @@ def ready(broker: Broker) -> dict[str, Any]:
 
 
 def progress(broker: Broker) -> dict[str, Any]:
-    """How far start-up, or a reload, is, without waiting."""
+    """How far start-up, a reload, migrations and the replacing of workers are, without waiting or planning."""
     versions = broker.registry.versions()
     states = [version.state for version in versions]
     lacking = [model for model in broker.registry.models.values() if not model.versions]
@@ -142,6 +142,8 @@ def progress(broker: Broker) -> dict[str, Any]:
         "workers": len(broker.fleet.links),
         "workers_ready": sum(link.up for link in broker.fleet.links.values()),
         "reload": reload.progress() if reload is not None else None,
+        "migrations": [plans.migration_row(one) for one in broker.migrations.all()],
+        "replacing": [plans.replacement_row(one) for one in broker.rolling.under_way()],
     }
 
 

@@ -256,6 +256,7 @@ class Residence:
         return not self._scheduler.waiting(version.key) and not any(runs(w, version.key) for w in version.on)
 
     def _tell_off(self, link: Link, version: Version) -> None:
+        self._draining.pop((version.handle, link.name), None)
         self._decide(ev.Unrouted(version.key, link.name))
         link.unloading.add(version.handle)
         link.ring(Bell.UNLOAD, version.handle)
@@ -398,9 +399,20 @@ class Residence:
         for version in self._registry.versions():
             state = version.on.get(link.name)
             lost = state is not None and version.step(link.name, Step.LOST)
+            if lost and state is State.AVAILABLE and not version.serving():
+                self._fall_back(version)
             if lost and state is State.DRAINING and not version.held_by():
                 self.left(version, Unavailable(f"worker {link.name} died while {version.key} was being replaced"))
         self._registry.epoch += 1
+
+    def _fall_back(self, version: Version) -> None:
+        """The last worker that served a version died: those that were to leave it go on where they still can."""
+        if not (version.retired or version.goal is Goal.OFF):
+            self.keep(version)
+            return
+        for worker, state in version.on.items():
+            if state is State.DRAINING and version.handle not in self._fleet.links[worker].unloading:
+                self._decide(ev.Routed(version.key, worker))
 
     def load_killed(self, version: Version, worker: str, why: str) -> None:
         """The load of a version has killed its worker, and shall not be tried there again."""

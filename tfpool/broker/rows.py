@@ -77,7 +77,12 @@ def worker_row(link: Link, versions: Iterable[Version]) -> dict[str, Any]:
         "device": link.settings.device,
         "cpus": list(link.settings.cpus),
         "threads": link.settings.threads,
-        "memory": {"rss": link.rss, "unique": link.unique, "base": link.base, "budget": link.settings.memory},
+        "memory": {
+            **link.gauge._asdict(),
+            "base": link.base,
+            "budget": link.settings.memory,
+            "residue": link.residue,
+        },
         "busy": round(link.busy_share, 4),
         "deaths": link.deaths,
         "models": sorted(str(v.key) for v in versions if link.name in v.held_by()),

@@ -141,6 +141,8 @@ class Turnover:
         if State.AVAILABLE in states or (there and version.on[worker] is State.NEW):
             self._residence.drain_from(version, worker)
             self._residence.start(version)
+        elif not others and self._placeable(version):  # what was elsewhere is gone by now
+            self._start_elsewhere(version, self._fleet.links[worker])
 
     def release(self, version: Version) -> None:
         """A version shares its worker with others again; those that have too few replicas may have more."""

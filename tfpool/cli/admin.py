@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,10 @@ from tfpool.cli.options import (
     timeout_option,
 )
 from tfpool.cli.output import counted, duration, print_json, size
+from tfpool.cli.placement import following, under_way
+
+if TYPE_CHECKING:
+    from tfpool.client.sync import Client
 
 _STOP_SECONDS = 12.0
 
@@ -84,19 +88,56 @@ def drain(worker: str, connect: str | None, admin: str | None, as_json: bool, ti
 
 
 @click.command()
-@click.argument("worker")
+@click.argument("worker", required=False)
+@click.option("--all", "every", is_flag=True, help="Replace all workers, one after the other.")
 @_changes
 @timeout_option(600.0)
-def restart(worker: str, connect: str | None, admin: str | None, as_json: bool, timeout: float) -> None:
+def restart(
+    worker: str | None, every: bool, connect: str | None, admin: str | None, as_json: bool, timeout: float
+) -> None:
     """Replace the process of a worker.
 
-    Returns when it serves again; its requests wait meanwhile."""
+    Other workers take over meanwhile what they have room for; requests for the rest wait. Returns when it serves its
+    models again.
+
+    \b
+      tfpool restart cpu0
+      tfpool restart --all
+    """
+    if (worker is None) != every:
+        raise click.UsageError("expected WORKER or --all" + (", got both" if every else ""))
     with open_client(connect, admin) as client:
-        row = client.restart(worker, timeout=timeout)
+
+        def replace() -> list[dict[str, Any]]:
+            return client.restart_all(timeout=timeout) if worker is None else [client.restart(worker, timeout=timeout)]
+
+        rows = replace() if as_json else following(replace, _Replacements(client))
     if as_json:
-        print_json(row)
-    else:
-        click.echo(f"{worker} is back with pid {row['pid']} and {counted(len(row['models']), 'model')}")
+        print_json(rows if every else rows[0])
+        return
+    for row in rows:
+        click.echo(f"{row['name']} is back with pid {row['pid']} and {counted(len(row['models']), 'model')}")
+
+
+class _Replacements:
+    """What becomes of the workers that are replaced, as lines."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._stages: dict[str, str] = {}
+
+    def __call__(self) -> Iterator[str]:
+        for row in under_way(self._client)["replacing"]:
+            name, stage, models = row["worker"], row["stage"], counted(row["moving"], "model")
+            if self._stages.get(name) == stage:
+                continue
+            self._stages[name] = stage
+            if stage == "restarting":
+                yield f"{name}: restarting"
+            elif stage == "moving away" and row["moving"]:
+                yield f"{name}: moving {models} away"
+            elif stage == "coming back" and row["moving"]:
+                yield f"{name}: moving {models} back"
 
 
 @click.command()

@@ -10,9 +10,11 @@ from tfpool.cli.check import check
 from tfpool.cli.keygen import keygen
 from tfpool.cli.models import add, label, reload, remove, shadow
 from tfpool.cli.output import duration
+from tfpool.cli.placement import migrate, plan
 from tfpool.cli.predict import predict
 from tfpool.cli.reading import models, queues, wait, workers
 from tfpool.cli.record import record
+from tfpool.cli.replay import replay
 from tfpool.cli.serve import serve
 from tfpool.cli.status import status
 from tfpool.cli.top import top
@@ -55,7 +57,7 @@ for command in (
     *(serve, check, wait, predict),
     *(models, status, workers, queues, top),
     *(load, unload, add, remove, reload, label, shadow, record),
-    *(drain, restart, shutdown),
+    *(plan, replay, migrate, drain, restart, shutdown),
     keygen,
 ):
     main.add_command(command)

@@ -9,9 +9,11 @@ from typing import Any
 import click
 
 from tfpool.cli.options import connect_option, json_option, open_client, timeout_option
-from tfpool.cli.output import counted, duration, print_json, ranges, show, size, table
+from tfpool.cli.output import console, counted, duration, print_json, ranges, rate, show, size, table
+from tfpool.cli.placement import bounds
 
 Row = Mapping[str, Any]
+_WIDE = 100
 
 
 @click.command()
@@ -63,7 +65,9 @@ def models(connect: str | None, as_json: bool) -> None:
 def workers(connect: str | None, as_json: bool) -> None:
     """List the workers and what they hold.
 
-    OWN is the memory that a worker shares with no other process, BUSY its load during the last second.
+    BUSY is its load during the last second. OWN is memory that it shares with no other process, PSS its part of all
+    that it uses, RESIDUE what models that have left did not give back. USED is the share of its budget: of GPU where
+    that is known, else of OWN.
     """
     with open_client(connect) as client:
         rows = client.workers()
@@ -105,8 +109,8 @@ def queues(connect: str | None, as_json: bool) -> None:
 
 
 def models_table(rows: Iterable[Row]) -> Any:
-    """Versions of models, without their errors."""
-    columns = ("~MODEL", ">VERSION", "STATE", "~WORKERS", "~LABELS", ">MEMORY", ">LOADED IN")
+    """Versions of models, without their errors; REQ/S is what is asked of them, REPLICAS how many may hold them."""
+    columns = ("~MODEL", ">VERSION", "STATE", "~ON", "REPLICAS", ">REQ/S", "~LABELS", ">MEMORY", ">LOAD")
     return table(
         columns,
         (
@@ -115,6 +119,8 @@ def models_table(rows: Iterable[Row]) -> Any:
                 row["version"] or None,
                 row["state"],
                 ", ".join(row["workers"]),
+                bounds(row["replicas"]) if row.get("replicas") else None,
+                rate(row["rate"]["asks"]) if row.get("rate") else None,
                 ", ".join(row["labels"]),
                 size(row["memory_bytes"]),
                 duration(row["load_seconds"]),
@@ -125,14 +131,32 @@ def models_table(rows: Iterable[Row]) -> Any:
 
 
 def workers_table(rows: Iterable[Row]) -> Any:
-    """Workers with their load and memory, and how many models each one holds."""
-    columns = ("~WORKER", ">PID", "STATE", "DEVICE", "~CPUS", ">BUSY", ">RSS", ">OWN", ">BUDGET", ">MODELS")
-    lines = []
+    """Workers with their load and memory, and how many models each one holds. A column for GPUs is there where one of
+    them has one. A narrow terminal has no room for CPUS, nor for PSS beside GPUs."""
+    lines: list[dict[str, object]] = []
     for row in rows:
-        line = [row["name"], row["pid"] or None, row["state"], row["device"], ranges(row["cpus"]), f"{row['busy']:.0%}"]
-        line += [size(row["memory"][key]) for key in ("rss", "unique", "budget")]
-        lines.append([*line, len(row["models"])])
-    return table(columns, lines)
+        memory = row["memory"]
+        bounded = memory["unique"] if memory["gpu"] is None else memory["gpu"]
+        lines.append(
+            {
+                "~WORKER": row["name"],
+                ">PID": row["pid"] or None,
+                "STATE": row["state"],
+                "DEVICE": row["device"],
+                "~CPUS": ranges(row["cpus"]),
+                ">BUSY": f"{row['busy']:.0%}",
+                ">OWN": size(memory["unique"]),
+                ">PSS": size(memory["pss"]),
+                ">RESIDUE": size(memory["residue"]),
+                ">GPU": size(memory["gpu"]),
+                ">USED": f"{bounded / memory['budget']:.0%}" if memory["budget"] else None,
+                ">MODELS": len(row["models"]),
+            }
+        )
+    gpus = any(line["DEVICE"] != "cpu" for line in lines)
+    left_out = {"~CPUS", ">PSS" if gpus else ">GPU"} if console().width < _WIDE else set() if gpus else {">GPU"}
+    columns = [column for column in lines[0] if column not in left_out] if lines else []
+    return table(columns, ([line[column] for column in columns] for line in lines))
 
 
 def show_errors(rows: Iterable[Row]) -> None:

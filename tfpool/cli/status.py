@@ -10,6 +10,7 @@ import click
 
 from tfpool.cli.options import ModelRef, connect_option, json_option, model_ref, open_client
 from tfpool.cli.output import console, counted, duration, micros, print_json, rate, show, size, table
+from tfpool.cli.placement import bounds
 from tfpool.errors import NotFound
 
 _QUANTILES = ("p50", "p90", "p99", "p999", "max")
@@ -111,12 +112,25 @@ def _version_lines(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"{name} is {row['state']}{where}{labels}"
     if row["load_seconds"] is not None:
         yield f"  loaded in {duration(row['load_seconds'])}, {size(row['memory_bytes'])} of memory"
+    if row.get("rate"):
+        yield f"  {_demand(row)}"
+        yield f"  replicas: {len(row['workers'])}, may be {bounds(row['replicas'])}"
+    if row.get("row_seconds"):
+        yield f"  a row takes {', '.join(f'{duration(s)} on {name}' for name, s in row['row_seconds'].items())}"
     if row.get("crashes"):
         alone = ", and has one to itself" if row["isolated"] else ""
         yield f"  crashed {counted(row['crashes'], 'worker')} of late{alone}"
     yield f"  from {row['base_path']}"
     if row["error"]:
         yield f"  error: {row['error']}"
+
+
+def _demand(row: Mapping[str, Any]) -> str:
+    asked, idle = row["rate"], row["idle_seconds"]
+    if not any(asked.values()):
+        return f"idle for {duration(idle)}" if idle else "not asked for yet"
+    now, slow = (f"{rate(asked[f'asks{of}'])} req/s, {rate(asked[f'rows{of}'])} rows/s" for of in ("", "_slow"))
+    return f"asked for: {now}; slower average: {slow}"
 
 
 def _tensor_lines(row: Mapping[str, Any]) -> Iterator[list[object]]:

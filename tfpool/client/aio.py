@@ -134,6 +134,7 @@ class AsyncClient:
     workers = _in_thread(Client.workers)
     queues = _in_thread(Client.queues)
     stats = _in_thread(Client.stats)
+    plan = _in_thread(Client.plan)
     wait_ready = _in_thread(Client.wait_ready)
     load = _in_thread(Client.load)
     unload = _in_thread(Client.unload)
@@ -143,8 +144,11 @@ class AsyncClient:
     label = _in_thread(Client.label)
     shadow = _in_thread(Client.shadow)
     record = _in_thread(Client.record)
+    migrate = _in_thread(Client.migrate)
+    apply = _in_thread(Client.apply)
     drain = _in_thread(Client.drain)
     restart = _in_thread(Client.restart)
+    restart_all = _in_thread(Client.restart_all)
     shutdown = _in_thread(Client.shutdown)
 
     async def _result(self, reply: Reply) -> Any:

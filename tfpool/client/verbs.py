@@ -51,6 +51,15 @@ class Verbs(ABC):
         found: dict[str, Any] = self.call("stats")
         return found
 
+    def plan(self) -> dict[str, Any]:
+        """What would make the pool faster, and why; nothing is moved.
+
+        ``steps`` (bytes, gain and cost in seconds of waiting, reason), the ``workers`` before and after, and
+        ``migrations``: those under way, and the last.
+        """
+        found: dict[str, Any] = self.call("plan")
+        return found
+
     def wait_ready(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Any]:
         """Return when every model that shall serve does, or has failed; ``failed`` has the rows of those.
 
@@ -110,14 +119,47 @@ class Verbs(ABC):
         )
         return found
 
+    def migrate(
+        self,
+        model: str,
+        to: str,
+        version: int | None = None,
+        *,
+        source: str | None = None,
+        timeout: float = LOAD_TIMEOUT,
+    ) -> dict[str, Any]:
+        """Move a version (the newest that serves) to the worker ``to``, from ``source`` where several hold it.
+
+        No request fails meanwhile; returns when it serves there and has left the other: its row, and ``load_seconds``.
+        Raises NotFound, FailedPrecondition where it may not be there, and the load's error.
+        """
+        found: dict[str, Any] = self.admin(
+            "migrate", model=model, to=to, version=version, source=source, timeout=timeout
+        )
+        return found
+
+    def apply(self, *, timeout: float = LOAD_TIMEOUT) -> dict[str, Any]:
+        """Take the steps that :meth:`plan` shows, one after the other: ``steps``, each with its ``outcome`` (DONE or
+        ABORTED), ``error`` and ``took`` (seconds)."""
+        found: dict[str, Any] = self.admin("apply", timeout=timeout)
+        return found
+
     def drain(self, worker: str, *, timeout: float = LOAD_TIMEOUT) -> dict[str, Any]:
         """Have other workers take over what a worker serves; returns when it holds nothing."""
         found: dict[str, Any] = self.admin("drain", worker=worker, timeout=timeout)
         return found
 
     def restart(self, worker: str, *, timeout: float = LOAD_TIMEOUT) -> dict[str, Any]:
-        """Replace a worker's process; returns when it serves again. Its requests wait meanwhile."""
+        """Replace a worker's process; returns when it serves its models again.
+
+        Others take over meanwhile what they have room for; requests for the rest wait.
+        """
         found: dict[str, Any] = self.admin("restart", worker=worker, timeout=timeout)
+        return found
+
+    def restart_all(self, *, timeout: float = LOAD_TIMEOUT) -> list[dict[str, Any]]:
+        """Replace the process of every worker, one after the other, as :meth:`restart` does; the rows of all."""
+        found: list[dict[str, Any]] = self.admin("restart_all", timeout=timeout)
         return found
 
     def shutdown(self) -> dict[str, Any]:

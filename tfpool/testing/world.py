@@ -90,7 +90,8 @@ class World:
         self.resolver = Resolver(self.registry)
         self.shadows = Shadows(self.registry, self.resolver)
         taps = Taps(Recorder(), self.shadows)
-        self.intake = Intake(self.resolver, Clients(), Meters(), taps, self.budget.hit, self.lifecycle.wake)
+        self.meters = Meters()
+        self.intake = Intake(self.resolver, Clients(), self.meters, taps, self.budget.hit, self.lifecycle.wake)
         self.answers: dict[int, TfpoolError | Version] = {}
         self.asked = 0
         self.broken: set[str] = set()
@@ -230,6 +231,9 @@ class World:
         for _ in range(2000):
             self.turn()
             if not self.step_once():
+                self.turn()  # what this turn's last step has made possible
+                if self.step_once():
+                    continue
                 if not (self.lifecycle._retries or self.residence.blocked):
                     return
                 self.now = max(self.now, self.lifecycle.next_retry())

@@ -1,0 +1,249 @@
+"""The planner at work: what it is shown, when it is asked, and what is done of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tfpool.broker.logbook import Logbook
+from tfpool.broker.planning import Planning
+from tfpool.broker.registry import Version
+from tfpool.broker.survey import Survey
+from tfpool.placement.journal import Reader
+from tfpool.placement.snapshot import Hold, Kind, Rules, Snapshot, Step
+from tfpool.scheduler import events as ev
+from tfpool.scheduler.curves import Point
+from tfpool.settings import Loading, PlacementPolicy, PlacementSettings
+from tfpool.testing.world import World, model, ready
+from tfpool.testing.world_fakes import BASE, MIB
+from tfpool.testing.world_rules import check_rest
+
+QUICK = Logbook(None)
+
+
+class Planned:
+    """A world with a planner, and demand as a test says."""
+
+    def __init__(self, world: World, logbook: Logbook = QUICK, **settings: object) -> None:
+        self.world = world
+        placement = PlacementSettings(**settings)  # type: ignore[arg-type]
+        survey = Survey(
+            world.registry, world.fleet, world.budget, world.scheduler, world.meters, world.migrations, placement
+        )
+        self.planning = Planning(
+            placement,
+            64 * MIB,
+            world.registry,
+            world.fleet,
+            world.room,
+            world.residence,
+            world.migrations,
+            world.rolling,
+            survey,
+            logbook,
+            world.lifecycle.settled,
+        )
+
+    def version(self, name: str = "m") -> Version:
+        return self.world.model(name).versions[1]
+
+    def measured(self, name: str, seconds: float = 0.01) -> None:
+        """One row takes so long, wherever the model is."""
+        for worker in self.world.fleet.links:
+            self.world.decide(ev.Measured(self.version(name).key, worker, [[Point(1, seconds), Point(2, 2 * seconds)]]))
+
+    def go(self, seconds: int, **asks: float) -> None:
+        """Time goes by, in which models are asked so many times a second for one row."""
+        for _ in range(seconds):
+            self.world.now += 1.0
+            for name, rate in asks.items():
+                self.version(name).asks += int(rate)
+                self.version(name).rows += int(rate)
+            self.world.turn()
+            self.planning.step(self.world.now)
+            for _ in range(20):
+                self.world.turn()
+                if not self.world.step_once():
+                    break
+
+    def snapshot(self) -> Snapshot:
+        return self.planning.survey.snapshot(self.world.now)
+
+
+def test_what_the_planner_is_shown() -> None:
+    world = ready(model("m"), model("n", replicas=(0, 1), pin=("w0",)), memory=(BASE + 20 * MIB) * 10 // 9)
+    planned = Planned(world, policy=PlacementPolicy.STATIC)
+    planned.measured("m")
+    planned.go(3, m=30)
+    seen = planned.snapshot()
+    m, n = seen.servables
+    assert (m.name, m.nbytes, m.load_seconds) == ("m:1", MIB, 0.5)
+    assert m.fast.asks == pytest.approx(30)
+    assert m.slow.rows == pytest.approx(30)
+    assert m.row_seconds == {w: pytest.approx(0.01, rel=0.02) for w in ("w0", "w1")}
+    assert m.replicas == (1, 2)
+    assert [replica.hold for replica in m.on.values()] == [Hold.SERVES]
+    assert (n.replicas, n.pins, n.wanted, n.movable) == ((0, 1), ("w0",), True, True)
+    assert n.idle == pytest.approx(3, abs=1.1)
+    assert [worker.room for worker in seen.workers] == [20 * MIB, 20 * MIB]
+    assert sum(worker.held for worker in seen.workers) == 2 * MIB
+    assert all(worker.open for worker in seen.workers)
+
+
+def test_who_may_not_be_given_models() -> None:
+    world = ready(model(), workers=3)
+    world.fleet.links["w0"].drained = True
+    world.fleet.links["w1"].closed = True
+    planned = Planned(world)
+    assert [worker.open for worker in planned.snapshot().workers] == [False, False, True]
+
+
+def test_what_fails_or_was_sent_away_is_nothing_to_the_planner() -> None:
+    world = ready(model("a"), model("b"), model("c", preload=Loading.LAZY), load_retries=0)
+    world.lifecycle.unload(world.model("a"), world.model("a").versions[1])
+    world.broken.add("/b/1")
+    world.lose("w0")
+    world.lose("w1")
+    world.settle()
+    seen = Planned(world).snapshot().servables
+    assert [(s.name, s.wanted) for s in seen] == [("c:1", False)]
+
+
+def test_a_worker_that_could_not_load_a_model_is_not_asked_again() -> None:
+    world = ready(model(), workers=3)
+    planned = Planned(world)
+    (here,) = planned.version().serving()
+    bad, good = sorted(world.fleet.links.keys() - {here})
+    world.broken.add("/m/1")
+    world.migrations.begin(planned.version(), Kind.REPLICATE, "", bad, "hand")
+    world.settle()
+    (seen,) = planned.snapshot().servables
+    assert set(seen.pins) == {here, good}
+
+
+def test_a_model_that_keeps_a_state_is_left_alone() -> None:
+    world = ready(model())
+    version = world.model().versions[1]
+    (signature,) = version.signatures
+    version.signatures = (replace(signature, mutates=True),)
+    (seen,) = Planned(world).snapshot().servables
+    assert not seen.movable
+
+
+def test_a_hot_model_gets_another_replica() -> None:
+    planned = Planned(ready(model("m"), model("n")))
+    planned.measured("m")
+    planned.go(6, m=90)
+    assert sorted(planned.version().serving()) == ["w0", "w1"]
+    (move,) = planned.world.migrations.all()
+    assert (move.kind, move.by, move.error) == (Kind.REPLICATE, "planner", None)
+    assert "busy" in move.reason
+    check_rest(planned.world)
+
+
+@pytest.mark.parametrize("policy", [PlacementPolicy.STATIC, PlacementPolicy.ADVISE])
+def test_nothing_moves_by_itself_where_that_is_not_wanted(policy: PlacementPolicy) -> None:
+    planned = Planned(ready(model("m"), model("n")), policy=policy)
+    planned.measured("m")
+    planned.go(6, m=90)
+    assert len(planned.version().serving()) == 1
+    _, steps, complete = planned.planning.proposal(planned.world.now)
+    assert [step.kind for step in steps] == [Kind.REPLICATE]
+    assert complete
+    applying = planned.planning.apply()
+    planned.go(3, m=90)
+    assert applying.over
+    assert [outcome.migration.phase.value for outcome in applying.outcomes if outcome.migration] == ["DONE"]
+    assert len(planned.version().serving()) == 2
+    planned.go(3, m=90)
+    assert planned.planning.applying is applying, "once is enough"
+
+
+def test_a_busy_workers_models_are_spread() -> None:
+    world = ready(model("a", replicas=(1, 1)), model("b", replicas=(1, 1)))
+    planned = Planned(world)
+    for name in "ab":
+        planned.measured(name)
+    (here,) = planned.version("a").serving()
+    (there,) = planned.version("b").serving()
+    world.migrations.begin(planned.version("b"), Kind.MIGRATE, there, here, "hand")
+    world.settle()
+    world.now += 60
+    planned.go(12, a=40, b=40)
+    assert planned.version("a").serving() != planned.version("b").serving()
+
+
+def test_a_worker_that_keeps_too_much_is_replaced_whatever_the_policy() -> None:
+    planned = Planned(ready(model()), policy=PlacementPolicy.STATIC)
+    link = planned.world.fleet.links["w0"]
+    generation, link.residue = link.generation, 65 * MIB
+    planned.go(2)
+    assert planned.world.fleet.links["w0"].generation == generation + 1
+    check_rest(planned.world)
+
+
+def test_steps_that_the_pool_cannot_take_any_more_are_refused() -> None:
+    world = ready(model(replicas=(2, 2)), model("n"))
+    planned = Planned(world)
+    version = planned.version()
+
+    def taken(kind: Kind, source: str, target: str) -> str | None:
+        step = Step(kind, version.handle, "m:1", source, target, 1, 1.0, 0.0, "because")
+        outcome = planned.planning.take(step, planned.snapshot(), "planner")
+        return outcome.error.message if outcome.error else None
+
+    assert taken(Kind.MIGRATE, "w0", "w1") == "m:1 is on w1 already (AVAILABLE)"
+    assert taken(Kind.DROP, "w0", "") == "m:1 is in use on w0", "it must have two"
+    assert not world.migrations.active
+
+
+def test_models_nobody_asks_for_leave_where_they_may() -> None:
+    planned = Planned(ready(model(replicas=(0, 1)), model("n")), interval_s=1.0)
+    version = planned.version()
+    planned.go(1)
+    planned.world.now += 4000
+    planned.go(3)
+    assert not version.on
+    number = planned.world.request("m")
+    planned.world.settle()
+    assert planned.world.answered(number) == 1
+
+
+def test_decisions_are_kept_with_what_they_were_made_from(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    logbook = Logbook(str(path))
+    planned = Planned(ready(model("m"), model("n")), logbook)
+    planned.measured("m")
+    planned.go(25, m=90)
+    logbook.close()
+    reader = Reader()
+    entries = [reader.read(line) for line in path.read_text().splitlines()]
+    steps = [entry.step for entry in entries if entry.step is not None]
+    assert [step.kind for step in steps] == [Kind.REPLICATE]
+    assert 3 <= len(entries) <= 5, "one every ten seconds, and each that has a step"
+    assert entries[0].snapshot.servables[0].name == "m:1"
+    assert json.loads(path.read_text().splitlines()[0])["v"] == 1
+
+
+def test_a_journal_that_has_grown_too_large_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    logbook = Logbook(str(path), max_bytes=1000)
+    for second in range(0, 400, 10):
+        logbook.write(Snapshot(float(second), (), ()), Rules(), None, 0.001, "")
+        while not logbook._entries.empty():
+            pass
+    logbook.close()
+    reader = Reader()
+    assert reader.read(path.read_text().splitlines()[0]).rules == Rules(), "the first line says all"
+    assert Path(f"{path}.1").stat().st_size > 1000
+
+
+def test_a_disk_that_is_full_stops_nothing(tmp_path: Path) -> None:
+    logbook = Logbook(str(tmp_path / "nowhere" / "journal.jsonl"))
+    for second in range(0, 2000, 10):
+        logbook.write(Snapshot(float(second), (), ()), Rules(), None, 0.001, "")
+    logbook.close()
+    assert not (tmp_path / "nowhere").exists()
