@@ -358,7 +358,8 @@ def resolve_workers(
     """The workers of a pool on ``cpus``: those ``by_hand`` completed, or as many as ``pool`` asks for.
 
     Workers without CPUs divide those that nobody named; more workers than CPUs share them in turn. What is left of
-    the memory budget is divided likewise. Raises InvalidArgument when nothing is left of it.
+    the memory budget, which is the host's, is divided likewise among those without a GPU. Raises InvalidArgument when
+    nothing is left of it.
     """
     count = pool.workers or min(len(cpus), max(2, -(-len(cpus) // 4)))
     drafts = list(by_hand) or [WorkerSettings(f"cpu{i}") for i in range(count)]
@@ -366,16 +367,17 @@ def resolve_workers(
     free = [cpu for cpu in cpus if cpu not in taken] or list(cpus)
     shares = iter(_divide(free, sum(not draft.cpus for draft in drafts)))
     memory: int | None = None
-    unbudgeted = sum(draft.memory is None for draft in drafts)
+    on_host = [draft for draft in drafts if draft.device == "cpu"]
+    unbudgeted = sum(draft.memory is None for draft in on_host)
     if pool.memory_budget is not None and unbudgeted:
-        memory = (pool.memory_budget - sum(draft.memory or 0 for draft in drafts)) // unbudgeted
+        memory = (pool.memory_budget - sum(draft.memory or 0 for draft in on_host)) // unbudgeted
         if memory <= 0:
             raise InvalidArgument(f"got {pool.memory_budget} bytes, expected more than the workers' own together")
     workers = []
     for draft in drafts:
         own = draft.cpus or next(shares)
         threads = draft.threads or pool.threads_per_worker or len(own)
-        budget = memory if draft.memory is None else draft.memory
+        budget = memory if draft.memory is None and draft.device == "cpu" else draft.memory
         workers.append(replace(draft, cpus=own, threads=threads, memory=budget))
     return tuple(workers)
 

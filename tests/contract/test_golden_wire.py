@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tfpool.errors import InvalidArgument
 from tfpool.types import DType
 from tfpool.wire import keys, messages, tensors
 from tfpool.wire.keys import OutputKey, RequestKey, Tensor
-from tfpool.wire.messages import Answer, Call, Error, Flag, Group, Hello, Piece, Region, Verb
+from tfpool.wire.messages import Answer, Bell, Call, Error, Flag, Gauge, Group, Hello, Piece, Region, Verb
 
 
 def same(body: Any) -> Any:
@@ -113,6 +114,39 @@ def test_messages(verb: Verb, message: object, decoder: Callable[[Any], object],
 
 def test_every_verb_has_its_bytes() -> None:
     assert {case[1] for case in MESSAGES} == set(Verb)
+
+
+@pytest.mark.parametrize(
+    ("message", "golden"),
+    [
+        (
+            [Bell.GAUGE, Gauge(rss=0x12345678, unique=0x1000, pss=0x2345, gpu=None)],
+            "92  27  94 ce 12345678 cd 1000 cd 2345 c0",
+        ),
+        (
+            [Bell.UNLOADED, -1, Gauge(rss=1, unique=0, pss=1, gpu=0x123456789)],
+            "93  24  ff  94 01 00 01 cf 0000000123456789",
+        ),
+        (
+            [Bell.READY, 0x1234, Gauge(3, 2, 1), Gauge(1, 1, 1), []],
+            "95  20  cd 1234  94 03 02 01 c0  94 01 01 01 c0  90",
+        ),
+    ],
+)
+def test_what_a_worker_tells_of_its_memory(message: list[Any], golden: str) -> None:
+    packet = bytes.fromhex(golden)
+    assert messages.pack(message) == packet
+    gauges = [tuple(one) for one in messages.unpack(packet) if isinstance(one, list) and one]
+    assert gauges == [one for one in message if isinstance(one, Gauge)]
+    assert [messages.decode_gauge(list(one)) for one in gauges] == gauges
+
+
+@pytest.mark.parametrize(
+    "told", [None, 5, [], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, None, 4], [-1, 2, 3, 4], [1, 2, 3, -4], [1, 2, 3, "4"]]
+)
+def test_what_is_no_gauge(told: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        messages.decode_gauge(told)
 
 
 def test_request_key() -> None:

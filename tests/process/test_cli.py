@@ -30,7 +30,7 @@ METER = {"requests": 12345, "rows": 4, "batches": 2, "errors": {"NOT_FOUND": 2},
     "batch_rows": QUANTILES,
 }
 WORKER = {"name": "cpu0", "pid": 7, "state": "READY", "device": "cpu", "cpus": [0, 1, 3], "threads": 3} | {
-    "memory": {"rss": 2e9, "unique": 5e8, "budget": None},
+    "memory": {"rss": 2e9, "unique": 5e8, "pss": 6e8, "gpu": None, "base": 1e8, "budget": None, "residue": 0},
     "busy": 0.5,
     "deaths": 0,
     "models": ["half:1"],
@@ -100,6 +100,7 @@ class FakeClient:
                 | {"curves": [CURVE], "crashes": 2, "isolated": "cpu1"}
                 | {"base_path": "/m", "batching": BATCHING}
             ],
+            "call": {"migrations": [], "replacing": []},
             "wait_ready": {"models": 2, "failed": [FAILED]},
             "load": ROW,
             "unload": [ROW],

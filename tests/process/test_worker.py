@@ -55,9 +55,9 @@ class Bare:
         """Be a new broker; what it holds."""
         self.close_bell()
         self._take(self.offer_broker())
-        verb, pid, resident, unique, base, inventory = self.hear()
-        assert (verb, pid, base) == (Bell.READY, self.pid, fake_worker.BASE_BYTES)
-        assert resident == unique >= base
+        verb, pid, gauge, base, inventory = self.hear()
+        assert (verb, pid, base) == (Bell.READY, self.pid, gauge_of(0))
+        assert gauge == gauge_of(gauge[1] - fake_worker.BASE_BYTES)
         return list(inventory)
 
     def close_bell(self) -> None:
@@ -80,6 +80,12 @@ class Bare:
         os.waitpid(self.pid, 0)
         self._bell.close()
         self.line.close()
+
+
+def gauge_of(held: int) -> list[int | None]:
+    """What a worker tells that holds so many bytes beside its base."""
+    unique = fake_worker.BASE_BYTES + held
+    return [unique + fake_worker.SHARED_BYTES, unique, unique + fake_worker.SHARED_BYTES // 2, None]
 
 
 @pytest.fixture
@@ -108,8 +114,7 @@ def test_a_load_tells_what_it_took_and_an_unload_what_is_left(worker: Bare, path
     assert info["peak_bytes"] >= info["memory_bytes"] == 1 << 30
     assert info["load_seconds"] > 0
     worker.ring(Bell.UNLOAD, HANDLE)
-    left = fake_worker.BASE_BYTES + 4096
-    assert worker.hear() == [Bell.UNLOADED, HANDLE, left, left]
+    assert worker.hear() == [Bell.UNLOADED, HANDLE, gauge_of(4096)]
 
 
 def test_an_unload_waits_for_the_load_that_is_under_way(worker: Bare, path: str) -> None:
@@ -163,8 +168,7 @@ def test_a_new_broker_is_told_what_there_is_and_adopts_it(worker: Bare, path: st
     worker.ring(Bell.RUN, 9, 1, 0, True, float("inf"), [])
     assert worker.hear()[:2] == [Bell.DONE, 9]
     worker.ring(Bell.UNLOAD, -1)
-    left = fake_worker.BASE_BYTES + 4096
-    assert worker.hear() == [Bell.UNLOADED, -1, left, left]
+    assert worker.hear() == [Bell.UNLOADED, -1, gauge_of(4096)]
     assert worker.change_broker() == [[-1, "double:1", path, options, 4096]]
 
 
@@ -221,7 +225,7 @@ def test_an_unload_goes_on_without_a_broker_and_what_is_left_is_told(worker: Bar
     worker.ring(Bell.UNLOAD, HANDLE)
     assert worker.change_broker() == []
     orders.hold.unlink()
-    assert worker.hear(gauges=True) == [Bell.GAUGE, fake_worker.BASE_BYTES, fake_worker.BASE_BYTES]
+    assert worker.hear(gauges=True) == [Bell.GAUGE, gauge_of(0)]
 
 
 def test_brokers_may_die_faster_than_they_are_noticed(worker: Bare, path: str) -> None:

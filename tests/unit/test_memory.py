@@ -1,10 +1,16 @@
-"""What a load is said to have taken: what stays, and the most there was on the way."""
+"""What a process is said to hold, and a load to have taken: what stays, and the most there was on the way."""
 
 from __future__ import annotations
+
+import mmap
+import os
+import signal
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tfpool.wire.messages import Gauge
 from tfpool.worker import memory
 
 MB = 1 << 20
@@ -48,3 +54,61 @@ def test_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None
     kept = np.ones(LARGE, np.uint8)
     took = meter.end(begun)
     assert took.resident == took.unique >= kept.nbytes - SLACK
+
+
+# -- what a process holds ------------------------------------------------------------------------------------------
+
+
+def grown(before: Gauge) -> tuple[int, int, int]:
+    now = memory.host()
+    return now.rss - before.rss, now.unique - before.unique, now.pss - before.pss
+
+
+def test_memory_of_its_own_counts_everywhere() -> None:
+    before = memory.host()
+    assert before.rss >= before.pss >= before.unique > 0
+    kept = np.ones(LARGE, np.uint8)
+    assert all(abs(count - kept.nbytes) < SLACK for count in grown(before))
+    assert before.gpu is None
+
+
+def test_pages_that_two_share_are_nobodys_own_and_half_of_each_ones_part() -> None:
+    before = memory.host()
+    shared = mmap.mmap(-1, LARGE)
+    view = np.frombuffer(shared, np.uint8)
+    view[:] = 1
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            view[:] = 2
+            os.write(tell, b"touched")
+            signal.pause()
+        finally:
+            os._exit(0)
+    os.close(tell)
+    try:
+        assert os.read(told, 7) == b"touched"
+        rss, unique, pss = grown(before)
+        assert abs(rss - LARGE) < SLACK
+        assert unique < SLACK
+        assert pss < LARGE // 2 + SLACK
+    finally:
+        os.close(told)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_kernel_that_only_tells_what_is_resident(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = open
+
+    def without_rollup(path: str, *rest: Any) -> Any:
+        if path.endswith("smaps_rollup"):
+            raise FileNotFoundError(path)
+        return real(path, *rest)
+
+    resident = memory.host().rss
+    monkeypatch.setattr(memory, "open", without_rollup, raising=False)
+    found = memory.host()
+    assert abs(found.rss - resident) < SLACK
+    assert found[1:] == (0, 0, None)

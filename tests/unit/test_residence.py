@@ -21,7 +21,7 @@ def test_a_cold_model_that_nobody_can_take_is_refused_at_once() -> None:
     world.request("m")
     world.settle()
     link = world.fleet.links["w0"]
-    world.residence._evict(link, world.model().versions[1])
+    world.residence.evict(link, world.model().versions[1])
     world.settle()
     link.state = WorkerState.HALTED
     refused = world.request("m")
@@ -45,7 +45,7 @@ def test_a_failure_elsewhere_does_not_outlive_a_success() -> None:
     (serves_on,) = version.serving()
     del world.fleet.links[failed_on].resident[999]
     version.on["w0" if serves_on == "w1" else "w1"] = State.FAILED
-    world.residence._evict(world.fleet.links[serves_on], version)
+    world.residence.evict(world.fleet.links[serves_on], version)
     world.settle()
     assert version.state is State.UNLOADED
     assert world.answered(settled(world, world.request("m"))) == 1
@@ -171,7 +171,7 @@ def test_requests_for_signatures_that_are_no_more() -> None:
     world.request("m")
     world.settle()
     version = world.model().versions[1]
-    world.residence._evict(world.fleet.links["w0"], version)
+    world.residence.evict(world.fleet.links["w0"], version)
     world.settle()
     stale = world.request("m")
     other = SignatureSpec("serving_default", "predict", (TensorSpec("z", DType.INT32, (-1,)),), (X,), True)

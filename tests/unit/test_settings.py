@@ -123,8 +123,8 @@ def test_workers_by_hand_are_completed() -> None:
     pool = PoolSettings(threads_per_worker=3, memory_budget=5000)
     assert resolve_workers(pool, range(6), by_hand) == (
         WorkerSettings("a", "cpu", (0, 1), 3, 1000),
-        WorkerSettings("b", "gpu:0", (2, 3), 7, 2000),
-        WorkerSettings("c", "cpu", (4, 5), 3, 2000),
+        WorkerSettings("b", "gpu:0", (2, 3), 7, None),
+        WorkerSettings("c", "cpu", (4, 5), 3, 4000),
     )
 
 

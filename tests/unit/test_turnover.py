@@ -113,12 +113,14 @@ def test_a_drained_worker_is_not_replaced_for_what_models_left_behind() -> None:
     world = ready(model(), workers=2, residue_limit=MIB)
     (name,) = world.model().versions[1].serving()
     link = drained(world, name)
-    world.residence.unloaded(link, 999, BASE + 8 * MIB, BASE + 8 * MIB)
+    link.unique = BASE + 8 * MIB
+    world.residence.unloaded(link, 999)
     assert world.budget.residue(link) > MIB
     assert not link.leaving
     world.recycle(link)
     world.settle()
-    world.residence.unloaded(link, 999, BASE + 8 * MIB, BASE + 8 * MIB)
+    link.unique = BASE + 8 * MIB
+    world.residence.unloaded(link, 999)
     assert link.residue > MIB, "which the planner is told"
 
 

@@ -121,7 +121,7 @@ class Bells:
             self._log.info("worker.ready", worker=link.name, pid=link.pid)
         elif verb == Bell.GAUGE:
             link.tells(decode_gauge(fields[0]))
-            self._residence.gauged(link, link.rss, link.unique)
+            self._residence.gauged(link)
         elif verb == Bell.WARMING:
             self._residence.warming(link, fields[0])
         elif verb == Bell.LOADED:
@@ -131,7 +131,7 @@ class Bells:
         elif verb == Bell.UNLOADED:
             handle, gauge = fields
             link.tells(decode_gauge(gauge))
-            self._residence.unloaded(link, handle, link.rss, link.unique)
+            self._residence.unloaded(link, handle)
         elif verb != Bell.BEAT:  # which says no more than that it is there
             raise Internal(f"worker {link.name} said {verb}")
 

@@ -55,7 +55,6 @@ class Link:
     arenas: set[int] = field(default_factory=set)
     gauge: Gauge = _NOTHING
     on_gpu: bool = False
-    rss: int = 0
     unique: int = 0
     base: int = 0
     busy: float = 0.0
@@ -85,7 +84,6 @@ class Link:
     def tells(self, gauge: Gauge) -> None:
         """The worker has measured its memory. A GPU that tells nothing for once leaves what it told before."""
         self.gauge = gauge
-        self.rss = gauge.rss
         self.unique = gauge.unique if not self.on_gpu else self.unique if gauge.gpu is None else gauge.gpu
 
     def ring(self, verb: Bell, *fields: Any, fds: tuple[int, ...] = ()) -> None:
@@ -130,7 +128,7 @@ class Fleet:
         link.bell = None
         link.state = WorkerState.BACKOFF
         link.leaving = link.outlives = False
-        link.pid = link.rss = link.unique = link.base = 0
+        link.pid = link.unique = link.base = 0
         link.gauge, link.on_gpu = _NOTHING, False
         link.busy_share = 0.0
         link.residue = 0

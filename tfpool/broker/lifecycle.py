@@ -340,7 +340,7 @@ class Lifecycle:
 
     def step(self, now: float) -> None:
         """What time, or a finished run, has made possible."""
-        self.residence.step()
+        self.residence.leaving.step()
         if self.residence.blocked and now >= self._next_unblock:
             self._next_unblock = now + UNBLOCK_SECONDS
             self.residence.unblock()

@@ -174,7 +174,7 @@ class Migrations:
     def _leave(self, migration: Migration) -> None:
         """The target serves: the source gets no more of this version."""
         if migration.source in migration.version.on:
-            self._residence.drain_from(migration.version, migration.source)
+            self._residence.leaving.drain_from(migration.version, migration.source)
 
     def _abort(self, migration: Migration, before: Phase, sign: Sign) -> None:
         version, target = migration.version, migration.target
@@ -189,11 +189,11 @@ class Migrations:
 
     def _fall_back(self, version: Version, target: str, before: Phase) -> None:
         """The target died: the source keeps the version, or takes it back; where it cannot any more, others load it."""
-        if before in (Phase.ROUTED, Phase.DRAINING, Phase.UNLOADING) and not self._residence.keep(version):
+        if before in (Phase.ROUTED, Phase.DRAINING, Phase.UNLOADING) and not self._residence.leaving.keep(version):
             version.cold = version.urgent = True
         others = [w for w, state in version.on.items() if w != target and state is not State.FAILED]
         if others and version.on.get(target) is State.NEW:
-            self._residence.drain_from(version, target)
+            self._residence.leaving.drain_from(version, target)
 
     def _tell(self, what: str, migration: Migration) -> None:
         key = migration.version.key

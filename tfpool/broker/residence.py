@@ -13,6 +13,7 @@ from tfpool.broker.adoption import Adoption
 from tfpool.broker.budget import Budget
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.inventory import order
+from tfpool.broker.leaving import Leaving
 from tfpool.broker.registry import Goal, Registry, Version, failure
 from tfpool.broker.room import Room
 from tfpool.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted, TfpoolError, Unavailable
@@ -41,7 +42,8 @@ class Listener(Protocol):
 
 
 class Residence:
-    """``recycle`` replaces the process of a worker, whose requests wait meanwhile. ``loads`` and ``evictions`` count
+    """``leaving`` are replicas on their way out. ``recycle`` replaces the process of a worker, whose requests wait
+    meanwhile. ``loads`` and ``evictions`` count
     those so far."""
 
     def __init__(
@@ -65,8 +67,8 @@ class Residence:
         self._decide = decide
         self._recycle = recycle
         self.adoption = Adoption(registry, fleet, budget)
+        self.leaving = Leaving(registry, fleet, scheduler, decide)
         self._listener = listener
-        self._draining: dict[tuple[int, str], None] = {}
         self._blocked: dict[str, None] = {}
         self.loads = self.evictions = 0
         self._log = log.get("models")
@@ -113,18 +115,8 @@ class Residence:
     def wake(self, version: Version) -> None:
         """A request needs a version that is not in memory, or is about to leave it."""
         version.urgent = True
-        if version.described and not self.keep(version):
+        if version.described and not self.leaving.keep(version):
             self.start(version)
-
-    def keep(self, version: Version) -> bool:
-        """Stop draining a version where its worker has not been told yet; True if it serves on."""
-        for worker, state in list(version.on.items()):
-            if state is State.DRAINING and version.handle not in self._fleet.links[worker].unloading:
-                self._draining.pop((version.handle, worker), None)
-                version.step(worker, Step.KEEP)
-                version.cold = False
-                self._decide(ev.Routed(version.key, worker))
-        return bool(version.serving())
 
     def _next_loads(self, link: Link) -> None:
         """Begin loads, in order, while there are places and memory for them."""
@@ -195,48 +187,20 @@ class Residence:
         if not version.serving():
             version.cold, version.urgent, version.error = True, False, None
             version.goal = Goal.ON_DEMAND if version.goal is Goal.SERVE else version.goal
-        self._tell_off(link, version)
+        self.leaving.tell_off(link, version)
 
     # -- unloading ---------------------------------------------------------------------------------------------
 
     def drain(self, version: Version, refusal: TfpoolError) -> None:
         """Have a version leave all workers once what waits for it is answered; at once where it serves nowhere."""
-        answering = version.serving() or any((version.handle, worker) in self._draining for worker in version.on)
+        answers = self.leaving.answers(version)
         for worker in list(version.on):
-            self._begin_drain(version, worker)
-        if not answering:
+            self.leaving.begin(version, worker)
+        if not answers:
             self._decide(ev.ServableGone(version.key, refusal))
-        self.step()
+        self.leaving.step()
         if not version.on:
             self.left(version)
-
-    def drain_from(self, version: Version, worker: str) -> None:
-        """Have a version leave one worker; others go on serving it."""
-        self._begin_drain(version, worker)
-        if version.serving():
-            self._decide(ev.Unrouted(version.key, worker))
-
-    def _begin_drain(self, version: Version, worker: str) -> None:
-        link, serves = self._fleet.links[worker], version.on[worker] is State.AVAILABLE
-        if version.step(worker, Step.CANCEL):
-            if version.handle in link.loads:
-                link.loads.remove(version.handle)
-            link.reserved.pop(version.handle, None)
-        elif version.step(worker, Step.DRAIN):
-            if serves:
-                self._draining[version.handle, worker] = None
-            else:
-                self._tell_off(link, version)
-
-    def step(self) -> None:
-        """Unload what has been drained by now."""
-        for handle, worker in list(self._draining):
-            version = self._registry.by_handle.get(handle)
-            if version is None or version.on.get(worker) is not State.DRAINING:
-                del self._draining[handle, worker]
-            elif self._has_answered(version, worker):
-                del self._draining[handle, worker]
-                self._tell_off(self._fleet.links[worker], version)
 
     @property
     def blocked(self) -> bool:
@@ -247,19 +211,6 @@ class Residence:
         """Try the loads again that found no room. It looks at all that is held: not after every batch."""
         for worker in list(self._blocked):
             self._next_loads(self._fleet.links[worker])
-
-    def _has_answered(self, version: Version, worker: str) -> bool:
-        """Whether a worker may let go of a version: nobody else may need it, be it since another one dies."""
-        runs = self._scheduler.in_flight
-        if version.serving():
-            return not runs(worker, version.key)
-        return not self._scheduler.waiting(version.key) and not any(runs(w, version.key) for w in version.on)
-
-    def _tell_off(self, link: Link, version: Version) -> None:
-        self._draining.pop((version.handle, link.name), None)
-        self._decide(ev.Unrouted(version.key, link.name))
-        link.unloading.add(version.handle)
-        link.ring(Bell.UNLOAD, version.handle)
 
     def left(self, version: Version, unanswered: TfpoolError | None = None) -> None:
         """No worker holds a version any more; ``unanswered`` is for the last requests of one that was to go for good,
@@ -323,9 +274,8 @@ class Residence:
         version = self._registry.by_handle.get(handle)
         return version if version is not None and link.name in version.serving() else None
 
-    def gauged(self, link: Link, rss: int, unique: int) -> None:
+    def gauged(self, link: Link) -> None:
         """A worker tells its memory."""
-        link.rss, link.unique = rss, unique
         self._relieve(link, None)
 
     def _relieve(self, link: Link, newest: Version | None) -> None:
@@ -335,7 +285,7 @@ class Residence:
             return
         error = self._budget.impossible(link, newest) if newest is not None else None
         if newest is not None and error is not None and newest.serving() == [link.name]:
-            self.drain_from(newest, link.name)
+            self.leaving.drain_from(newest, link.name)
             self._give_up(newest, error, final=True)
             return
         for victim in self._budget.victims(excess, [v for v in self._room.idle(link) if v is not newest]):
@@ -349,8 +299,7 @@ class Residence:
             self._failed(version, error)
         self._next_loads(link)
 
-    def unloaded(self, link: Link, handle: int, rss: int, unique: int) -> None:
-        link.rss, link.unique = rss, unique
+    def unloaded(self, link: Link, handle: int) -> None:
         link.unloading.discard(handle)
         version = self._registry.by_handle.get(handle)
         evicted = version is not None and version.cold
@@ -400,19 +349,10 @@ class Residence:
             state = version.on.get(link.name)
             lost = state is not None and version.step(link.name, Step.LOST)
             if lost and state is State.AVAILABLE and not version.serving():
-                self._fall_back(version)
+                self.leaving.fall_back(version)
             if lost and state is State.DRAINING and not version.held_by():
                 self.left(version, Unavailable(f"worker {link.name} died while {version.key} was being replaced"))
         self._registry.epoch += 1
-
-    def _fall_back(self, version: Version) -> None:
-        """The last worker that served a version died: those that were to leave it go on where they still can."""
-        if not (version.retired or version.goal is Goal.OFF):
-            self.keep(version)
-            return
-        for worker, state in version.on.items():
-            if state is State.DRAINING and version.handle not in self._fleet.links[worker].unloading:
-                self._decide(ev.Routed(version.key, worker))
 
     def load_killed(self, version: Version, worker: str, why: str) -> None:
         """The load of a version has killed its worker, and shall not be tried there again."""

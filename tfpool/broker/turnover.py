@@ -67,7 +67,7 @@ class Turnover:
         for version in self._held(link):
             others = [state for worker, state in version.on.items() if worker != link.name]
             if State.AVAILABLE in others:
-                self._residence.drain_from(version, link.name)
+                self._residence.leaving.drain_from(version, link.name)
             elif all(state is State.FAILED for state in others):
                 self._back(link)
                 raise version.error or Unavailable(f"no other worker can take {version.key}")
@@ -139,7 +139,7 @@ class Turnover:
         states = [version.on.get(other) for other in others]
         there = any(state not in _GOING for state in states)
         if State.AVAILABLE in states or (there and version.on[worker] is State.NEW):
-            self._residence.drain_from(version, worker)
+            self._residence.leaving.drain_from(version, worker)
             self._residence.start(version)
         elif not others and self._placeable(version):  # what was elsewhere is gone by now
             self._start_elsewhere(version, self._fleet.links[worker])

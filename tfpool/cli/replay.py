@@ -154,7 +154,7 @@ def _table(found: dict[str, Outcome]) -> Any:
         ("requests", lambda o: f"{o.asked:,.0f}"),
         ("served", lambda o: f"{o.served_share:.1%}"),
         ("met a model not in memory", lambda o: f"{o.cold_share:.2%}"),
-        ("waiting for loads", lambda o: duration(o.cold_seconds)),
+        ("waited for its load, mean", lambda o: duration(o.cold_seconds / o.cold if o.cold else None)),
         ("met an overloaded worker", lambda o: f"{o.crowded_share:.1%}"),
         ("waiting, mean", lambda o: duration(o.mean_wait)),
         ("waiting, 99 %", lambda o: duration(o.p99_wait)),

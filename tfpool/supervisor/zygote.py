@@ -95,6 +95,7 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(parent)
             self._bell.close()
+            pin(boot)
             run_worker(boot, *fds)
         finally:
             os._exit(1)
@@ -135,8 +136,10 @@ class Zygote:
 
 
 def run_worker(boot: Boot, doorbell: int, line: int) -> None:
-    """Be a worker until it is told to stop; then leave at once, whatever TensorFlow's threads are doing."""
-    pin(boot)
+    """Be a worker until it is told to stop; then leave at once, whatever TensorFlow's threads are doing.
+
+    This process is pinned already.
+    """
     from tfpool.worker import main
 
     main.run(socket.socket(fileno=doorbell), socket.socket(fileno=line), boot)

@@ -23,6 +23,7 @@ HANG_VALUE = 99.0
 FAULT_VALUE = 100.0
 EXIT_VALUE = 200.0
 SPILL_FLOATS = 50_000
+_STEP_SECONDS = 0.01
 
 Function = Callable[..., Sequence[Any]]
 
@@ -94,9 +95,15 @@ def _matrix(path: str) -> list[Signature]:
 
 
 def _slow(path: str) -> list[Signature]:
-    """y = x, after as many seconds as the largest x says."""
+    """y = x, after as many seconds as the largest x says. A row below 0 leaves the file ``begun``, and lasts until there
+    is no file ``busy``."""
+    busy, begun = Path(path) / "busy", Path(path) / "begun"
 
     def call(x: Any) -> Sequence[Any]:
+        if x.min(initial=0.0) < 0:
+            begun.touch()
+            while busy.exists():
+                time.sleep(_STEP_SECONDS)
         time.sleep(float(x.max(initial=0.0)))
         return (x.copy(),)
 

@@ -27,19 +27,32 @@ from tfpool.client.sync import Client
 from tfpool.errors import DeadlineExceeded, FailedPrecondition, TfpoolError, Unavailable
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
-from tfpool.settings import BatchingSettings, ModelSettings, PoolSettings, ServerSettings, Settings, WorkerSettings
+from tfpool.settings import (
+    BatchingSettings,
+    ModelSettings,
+    PlacementPolicy,
+    PlacementSettings,
+    PoolSettings,
+    ServerSettings,
+    Settings,
+    WorkerSettings,
+)
 from tfpool.shm.doorbell import Doorbell
 from tfpool.testing.fake_models import CRASH_VALUE as CRASH_VALUE
 from tfpool.testing.fake_models import KINDS
 from tfpool.testing.fake_models import POISON_VALUE as POISON_VALUE
 from tfpool.testing.fake_models import SPILL_FLOATS as SPILL_FLOATS
-from tfpool.worker import executor, loader, main, memory, warmup
+from tfpool.wire.messages import Gauge
+from tfpool.worker import executor, gpu, loader, main, memory, warmup
 from tfpool.worker.boot import Boot
 from tfpool.worker.loader import Loaded
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 BASE_BYTES = 32 << 20
+SHARED_BYTES = 8 << 20
+"""What two workers share, beside what each has to itself."""
+GPU_BASE_BYTES = 300 << 20
 _LOADS = "loads"
 _STEP_SECONDS = 0.01
 
@@ -60,9 +73,11 @@ def install() -> None:
     loader.start_runtime = lambda config: None
     loader.load = load
     loader.explain = vars(executor)["explain"] = explain
-    warmup.warm = lambda loaded, sizes: None
+    warmup.warm = lambda loaded, sizes: loaded.session.warm()
     vars(main)["measure"] = lambda loaded, *_: [[] for _ in loaded.signatures]
-    memory.unique = memory.resident = memory.high_water = _held.total
+    memory.high_water = _held.total
+    memory.host = _held.gauge
+    gpu.reader = lambda device: (lambda: None) if device == "cpu" else _held.on_gpu
 
 
 def _describe(directory: str, tags: Sequence[str] = (), roots: Sequence[str] = ()) -> Description:
@@ -79,12 +94,20 @@ class Orders:
     def __init__(self, directory: str | Path) -> None:
         self.hold = Path(directory) / "hold"
         """The load waits until it is gone."""
+        self.warming = Path(directory) / "warming"
+        """The warm-up waits until it is gone."""
+        self.linger = Path(directory) / "linger"
+        """The unload waits until it is gone."""
+        self.deadly = Path(directory) / "deadly"
+        """The load kills its worker."""
         self.fail = Path(directory) / "fail"
         """The load fails with this text."""
         self.garbled = Path(directory) / "garbled"
         """The graph cannot be read, for the reason that this says."""
         self.nbytes = Path(directory) / "bytes"
         """What the version takes of the worker's memory, as the worker tells it."""
+        self.gpu_nbytes = Path(directory) / "gpu_bytes"
+        """What it takes of the worker's GPU, where it has one; nothing of that comes back."""
         self.residue = Path(directory) / "residue"
         """What of that stays when it is unloaded."""
         self.batching = Path(directory) / describe.BATCHING_FILE
@@ -94,10 +117,16 @@ class _Memory:
     """What this worker says that it holds."""
 
     def __init__(self) -> None:
-        self.held = 0
+        self.held = self.gpu_held = 0
 
     def total(self) -> int:
         return BASE_BYTES + self.held
+
+    def gauge(self) -> Gauge:
+        return Gauge(self.total() + SHARED_BYTES, self.total(), self.total() + SHARED_BYTES // 2)
+
+    def on_gpu(self) -> int:
+        return GPU_BASE_BYTES + self.gpu_held
 
 
 _held = _Memory()
@@ -109,13 +138,20 @@ def explain(error: Exception, what: str) -> TfpoolError:
 
 
 class _Session:
-    """Holds memory until it is closed; ``residue`` bytes of it for ever."""
+    """Holds the memory that is ordered until it is closed, and the residue for ever."""
 
-    def __init__(self, nbytes: int, residue: int) -> None:
-        self._returns = nbytes - residue
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        nbytes = _number(orders.nbytes)
+        self._returns = nbytes - _number(orders.residue)
         _held.held += nbytes
+        _held.gpu_held += _number(orders.gpu_nbytes)
+
+    def warm(self) -> None:
+        _while_there(self._orders.warming)
 
     def close(self) -> None:
+        _while_there(self._orders.linger)
         _held.held -= self._returns
 
 
@@ -124,18 +160,24 @@ def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[st
     orders = Orders(path)
     with open(Path(path).parent / _LOADS, "a") as file:
         print(Path(path).name, file=file)
-    while orders.hold.exists():
-        time.sleep(_STEP_SECONDS)
+    _while_there(orders.hold)
+    if orders.deadly.exists():
+        signal.raise_signal(signal.SIGSEGV)
     if orders.fail.exists():
         raise FailedPrecondition(f"{path}: {orders.fail.read_text()}")
     names = (name.split("-")[0] for name in (Path(path).name, Path(path).parent.name))
     signatures = next(KINDS[name] for name in names if name in KINDS)(path)
-    return Loaded(_Session(_number(orders.nbytes), _number(orders.residue)), signatures, {})
+    return Loaded(_Session(orders), signatures, {})
 
 
 def loads(base: Path) -> list[int]:
     """The versions of a model that have been loaded, or begun to be, by workers of any pool so far."""
     return [int(line) for line in (base / _LOADS).read_text().split()]
+
+
+def _while_there(file: Path) -> None:
+    while file.exists():
+        time.sleep(_STEP_SECONDS)
 
 
 def _number(file: Path) -> int:
@@ -175,13 +217,17 @@ def settings(
     workers: int = 2,
     server: dict[str, Any] | None = None,
     memory: int | None = None,
+    placement: dict[str, Any] | None = None,
+    device: str = "cpu",
     **pool: Any,
 ) -> Settings:
-    """Of a pool whose endpoints lie in ``directory``; ``memory`` is each worker's budget."""
+    """Of a pool whose endpoints lie in ``directory``; ``memory`` is each worker's budget, ``device`` where they all
+    run. Its models stay where they are, unless ``placement`` says otherwise."""
     listening = ServerSettings((f"ipc://{directory}/pool",), f"ipc://{directory}/admin", log_level="warning")
-    names = tuple(WorkerSettings(f"cpu{i}", threads=1, memory=memory) for i in range(workers))
+    names = tuple(WorkerSettings(f"{device[:3]}{i}", device, threads=1, memory=memory) for i in range(workers))
     everything = PoolSettings(**{"shm_budget": 16 << 20, **pool})
-    return Settings(replace(listening, **(server or {})), everything, names, models=tuple(models))
+    moving = PlacementSettings(**{"policy": PlacementPolicy.STATIC, **(placement or {})})
+    return Settings(replace(listening, **(server or {})), everything, names, models=tuple(models), placement=moving)
 
 
 class FakePool:

@@ -199,7 +199,7 @@ class World:
             bell.held.pop(handle, None)
             bell.told_off.discard(handle)
             link.tells(bell.gauge)
-            self.residence.unloaded(link, handle, link.rss, link.unique)
+            self.residence.unloaded(link, handle)
         elif handle < 0:  # nobody has claimed it: its load is a secret
             bell.held[handle] = self.size(rest[0])
         elif rest[0] in self.broken:

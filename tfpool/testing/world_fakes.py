@@ -15,7 +15,7 @@ from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
 from tfpool.repository.watcher import Done, Roster, Sighting
-from tfpool.wire.messages import Bell, unpack
+from tfpool.wire.messages import Bell, Gauge, unpack
 
 MIB = 1 << 20
 BASE = 10 * MIB
@@ -159,3 +159,7 @@ class Bellows:
     def unique(self) -> int:
         """Bytes of memory."""
         return BASE + sum(self.held.values())
+
+    @property
+    def gauge(self) -> Gauge:
+        return Gauge(self.unique, self.unique, self.unique)

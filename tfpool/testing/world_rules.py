@@ -45,7 +45,7 @@ def _check_link(world: World, link: Link) -> None:
         elif state is State.NEW:
             assert handle in link.loads or not link.up, f"{key} waits to be loaded, and nobody knows"
         elif state is State.DRAINING:
-            known = handle in link.unloading or (handle, link.name) in world.residence._draining
+            known = handle in link.unloading or (handle, link.name) in world.residence.leaving.waiting
             assert known, f"{key} drains, and nobody unloads it"
         elif state is State.AVAILABLE:
             assert handle in link.resident
@@ -68,7 +68,7 @@ def check_rest(world: World) -> None:
     check(world)
     lost = [number for number in range(1, world.asked + 1) if number not in world.answers]
     assert not lost, f"requests {lost} are never answered"
-    assert not world.residence._draining
+    assert not world.residence.leaving.waiting
     assert not world.migrations.active
     assert not world.rolling.busy
     assert not [link.name for link in world.fleet.links.values() if link.closed]

@@ -166,6 +166,16 @@ class Error(NamedTuple):
     retry_ms: int = 0
 
 
+class Gauge(NamedTuple):
+    """Bytes that a worker holds: resident ones, those that no other process has, its part of all (a shared page
+    divided by those who share it: PSS), and those on its GPU (None: it has none, or that does not tell)."""
+
+    rss: int
+    unique: int
+    pss: int
+    gpu: int | None = None
+
+
 class Call(NamedTuple):
     """A verb of the control plane: ``method`` with named arguments."""
 
@@ -319,6 +329,14 @@ def decode_answer(body: Any) -> Answer:
 def decode_error(body: Any) -> Error:
     pieces, code, message, retry_ms = body
     return Error([(first, count) for first, count in pieces], code, message, retry_ms)
+
+
+def decode_gauge(fields: Any) -> Gauge:
+    """Raises InvalidArgument."""
+    if type(fields) is not list or len(fields) != 4:
+        raise InvalidArgument("gauge: expected [rss, unique, pss, gpu]")
+    rss, unique, pss = (_whole("gauge", nbytes, 0, 1 << 60) for nbytes in fields[:3])
+    return Gauge(rss, unique, pss, None if fields[3] is None else _whole("gauge", fields[3], 0, 1 << 60))
 
 
 def _region(value: Any) -> Region:

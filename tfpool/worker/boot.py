@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tfpool.worker.gpu import visible
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _LOW_PRIORITY = 10
@@ -23,7 +25,8 @@ _M_ARENA_MAX = -8
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """One worker: its name, ``cpu`` or ``gpu:N``, CPUs to run on, threads an operation may use, memory in bytes."""
+    """One worker: its name, ``cpu`` or ``gpu:N``, CPUs to run on, threads an operation may use, memory in bytes: of
+    the GPU where it has one."""
 
     name: str
     device: str = "cpu"
@@ -43,13 +46,14 @@ class Boot:
 
 
 def pin(boot: Boot) -> None:
-    """Set affinity, environment and the oom score of this process."""
+    """Set affinity, environment and the oom score of this process; once, for ``gpu:N`` counts what was visible."""
     if boot.cpus:
         with suppress(OSError):  # a container may have lost the CPU since the plan was made
             os.sched_setaffinity(0, boot.cpus)
     os.environ["OMP_NUM_THREADS"] = str(boot.threads)
     os.environ["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "1"  # TensorFlow's own never gives an unloaded model's memory back
-    os.environ["CUDA_VISIBLE_DEVICES"] = boot.device.removeprefix("gpu:") if boot.device != "cpu" else "-1"
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # GPUs are numbered as by nvidia-smi
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible(boot.device, os.environ.get("CUDA_VISIBLE_DEVICES"))
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # the broker must outlive its workers
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only

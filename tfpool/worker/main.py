@@ -20,7 +20,7 @@ from tfpool.errors import FailedPrecondition, TfpoolError
 from tfpool.shm.doorbell import Doorbell
 from tfpool.telemetry import log
 from tfpool.wire.messages import Bell, unpack
-from tfpool.worker import loader, memory, warmup
+from tfpool.worker import gpu, loader, memory, warmup
 from tfpool.worker.boot import Boot, give_way, quiet_stderr
 from tfpool.worker.executor import Executor, Outcome, Servable
 from tfpool.worker.holdings import Holding, Holdings
@@ -47,7 +47,7 @@ class Worker:
         self._executor = Executor()
         self._holdings = Holdings(self._voice)
         self._loads = ThreadPoolExecutor(boot.load_concurrency, "load", give_way)
-        self._meter = memory.Meter()
+        self._meter = memory.Meter(gpu.reader(boot.device))
         self._stopped = threading.Event()
         self._log = log.get("worker")
         gpu_memory = boot.memory if boot.device != "cpu" else None
@@ -58,12 +58,12 @@ class Worker:
         gc.freeze()  # what is imported stays: no collection visits it, nor copies its pages from the zygote
         with quiet_stderr():
             loader.start_runtime(self._config)
-        base = memory.unique()
+        base = self._meter.gauge()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         try:
             while True:
                 inventory = self._holdings.inventory()
-                self._voice.say(Bell.READY, os.getpid(), memory.resident(), memory.unique(), base, inventory)
+                self._voice.say(Bell.READY, os.getpid(), self._meter.gauge(), base, inventory)
                 if self._obey():
                     return
                 self._await_broker()
@@ -164,14 +164,14 @@ class Worker:
         took = self._meter.end(begun)
         info = {
             "load_seconds": took.seconds,
-            "memory_bytes": took.unique,
-            "peak_bytes": took.resident,
+            "memory_bytes": took.stays,
+            "peak_bytes": took.peak,
             "signatures": [asdict(s.spec) for s in loaded.signatures],
             "skipped": loaded.skipped,
             "curves": curves,
         }
         self._holdings.loaded(holding, Servable(holding.name, loaded), info)
-        self._voice.say(Bell.GAUGE, memory.resident(), memory.unique())
+        self._voice.say(Bell.GAUGE, self._meter.gauge())
 
     def _unload(self, holding: Holding | None, handle: int, reign: int) -> None:
         """Close a model, after its load if that is still under way; it is no longer asked by then."""
@@ -183,9 +183,9 @@ class Worker:
                 except Exception as error:
                     self._log.error("unload.failed", model=holding.name, error=repr(error))
                 memory.trim()
-        left = memory.resident(), memory.unique()
-        if not self._voice.answer(reign, Bell.UNLOADED, handle, *left):
-            self._voice.say(Bell.GAUGE, *left)
+        left = self._meter.gauge()
+        if not self._voice.answer(reign, Bell.UNLOADED, handle, left):
+            self._voice.say(Bell.GAUGE, left)
 
     def _beat(self) -> None:
         """Show that this process is alive, and now and then what it takes of the memory."""
@@ -194,4 +194,4 @@ class Worker:
             self._voice.say(Bell.BEAT)
             beats += 1
             if beats % _BEATS_PER_GAUGE == 0:
-                self._voice.say(Bell.GAUGE, memory.resident(), memory.unique())
+                self._voice.say(Bell.GAUGE, self._meter.gauge())

@@ -7,27 +7,35 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from tfpool.wire.messages import Gauge
 
-def unique() -> int:
-    """Bytes that only this process has, as the kernel counts them (0 where it does not tell)."""
-    total = 0
+_FIELDS = {"Rss": "rss", "Pss": "pss", "Private_Clean": "unique", "Private_Dirty": "unique"}
+
+
+def host() -> Gauge:
+    """What this process holds of the host's memory, as the kernel counts it in one walk: 4 ms a GiB of small pages.
+
+    A kernel that does not tell leaves resident bytes, and 0 for the rest.
+    """
+    found = dict.fromkeys(_FIELDS.values(), 0)
     try:
         with open("/proc/self/smaps_rollup") as file:
             for line in file:
-                if line.startswith(("Private_Clean:", "Private_Dirty:")):
-                    total += int(line.split()[1]) * 1024
+                name = _FIELDS.get(line.partition(":")[0])
+                if name is not None:
+                    found[name] += int(line.split()[1]) * 1024
     except OSError:
-        return 0
-    return total
+        found["rss"] = _resident()
+    return Gauge(**found)
 
 
-def resident() -> int:
-    """Resident bytes, shared ones included."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+def unique() -> int:
+    """Bytes that only this process has (0 where the kernel does not tell)."""
+    return host().unique
 
 
 def high_water() -> int:
@@ -47,16 +55,31 @@ def trim() -> None:
         trim_heap(0)
 
 
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def _nowhere() -> None:
+    return None
+
+
 class Meter:
     """What loads take of this process: seconds, bytes that stay, and the most there were on the way.
 
     The kernel keeps one high-water mark a process; it is set back when a load begins and no other is under way. What
-    runs at the same time is charged too, so that a peak may be too high and is never too low.
+    runs at the same time is charged too, so that a peak may be too high and is never too low. ``on_gpu`` tells the
+    bytes that this process holds on its GPU; nothing has a mark there, and TensorFlow gives nothing back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_gpu: Callable[[], int | None] = _nowhere) -> None:
+        self._on_gpu = on_gpu
         self._lock = threading.Lock()
         self._under_way = 0
+
+    def gauge(self) -> Gauge:
+        """What this process holds now."""
+        return host()._replace(gpu=self._on_gpu())
 
     def begin(self) -> Measure:
         with self._lock:
@@ -64,19 +87,35 @@ class Meter:
                 with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
                     file.write("5")
             self._under_way += 1
-        return Measure(time.monotonic(), unique(), resident())
+        now = self.gauge()
+        return Measure(time.monotonic(), now.unique, now.rss, now.gpu)
 
     def end(self, begun: Measure) -> Measure:
         """The differences to ``begun``, none below 0; the peak is no less than what stays."""
         with self._lock:
             self._under_way -= 1
+        gpu = self._on_gpu()
+        on_gpu = None if gpu is None or begun.gpu is None else max(0, gpu - begun.gpu)
         stays = max(0, unique() - begun.unique)
-        return Measure(round(time.monotonic() - begun.seconds, 6), stays, max(stays, high_water() - begun.resident))
+        peak = max(stays, high_water() - begun.resident)
+        return Measure(round(time.monotonic() - begun.seconds, 6), stays, peak, on_gpu)
 
 
 class Measure(NamedTuple):
-    """Seconds and bytes, of a moment or between two: ``resident`` of a difference is the peak."""
+    """Seconds and bytes, of a moment or between two: ``resident`` of a difference is the peak. ``gpu`` is None where
+    there is none, or it does not tell."""
 
     seconds: float
     unique: int
     resident: int
+    gpu: int | None = None
+
+    @property
+    def stays(self) -> int:
+        """Of a difference, the bytes that count against the worker's budget: the GPU's, where it has one."""
+        return self.unique if self.gpu is None else self.gpu
+
+    @property
+    def peak(self) -> int:
+        """Of a difference, the most that it took on the way, of the same memory."""
+        return self.resident if self.gpu is None else self.gpu
