@@ -196,7 +196,10 @@ def test_steps_that_the_pool_cannot_take_any_more_are_refused() -> None:
         return outcome.error.message if outcome.error else None
 
     assert taken(Kind.MIGRATE, "w0", "w1") == "m:1 is on w1 already (AVAILABLE)"
-    assert taken(Kind.DROP, "w0", "") == "m:1 is in use on w0", "it must have two"
+    assert taken(Kind.DROP, "w0", "") == "m:1 must stay on w0: it has 1 other replicas", "it must have two"
+    assert not planned.snapshot().servables[0].movable, "it is left alone for a while"
+    planned.world.now += 11
+    assert planned.snapshot().servables[0].movable
     assert not world.migrations.active
 
 

@@ -62,9 +62,9 @@ class Budget:
             return None
         how = "was measured to take" if known else "has files of"
         return ResourceExhausted(
-            f"it {how} {_mib(takes)}; worker {link.name} has {_mib(most - link.base)} for models "
-            f"(of a budget of {_mib(link.settings.memory)}, {_mib(link.base)} are its own and "
-            f"{_mib(link.settings.memory - most)} are kept free)"
+            f"it {how} {mib(takes)}; worker {link.name} has {mib(most - link.base)} for models "
+            f"(of a budget of {mib(link.settings.memory)}, {mib(link.base)} are its own and "
+            f"{mib(link.settings.memory - most)} are kept free)"
         )
 
     def missing(self, link: Link, version: Version, guess: bool = True) -> int:
@@ -133,5 +133,6 @@ def limit(budget: int) -> int:
     return budget - min(int(budget * FREE_SHARE), MOST_FREE_BYTES)
 
 
-def _mib(nbytes: int) -> str:
+def mib(nbytes: int) -> str:
+    """Bytes, for people."""
     return f"{nbytes / (1 << 20):.1f} MiB"

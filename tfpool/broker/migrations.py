@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tfpool.broker.fleet import Fleet
 from tfpool.broker.registry import Goal, Version
 from tfpool.broker.residence import Residence
-from tfpool.errors import ResourceExhausted, TfpoolError, Unavailable
+from tfpool.errors import FailedPrecondition, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.placement.migration import OVER, Phase, Sign, following
 from tfpool.placement.snapshot import Kind, Past
 from tfpool.repository.states import State
@@ -185,7 +185,7 @@ class Migrations:
             no_room = ResourceExhausted(f"worker {target} has no room for {version.key} any more")
             migration.error = version.error if version.on.get(target) is State.FAILED else no_room
         else:
-            migration.error = Unavailable(f"{version.key} was unloaded, or wanted elsewhere, while it moved")
+            migration.error = FailedPrecondition(f"{version.key} was unloaded, or wanted elsewhere, while it moved")
 
     def _fall_back(self, version: Version, target: str, before: Phase) -> None:
         """The target died: the source keeps the version, or takes it back; where it cannot any more, others load it."""

@@ -28,6 +28,7 @@ PLANNING_SHARE = 0.01
 WORKERS_PER_MOVE = 4
 MOST_AT_ONCE = 64
 LONGEST_PROPOSAL_SECONDS = 0.1
+SHUNNED_SECONDS = 10.0
 ASKED_FOR = "plan"
 _MOVES = (Kind.LOAD, Kind.REPLICATE, Kind.MIGRATE)
 
@@ -173,7 +174,8 @@ class Planning:
         try:
             return Outcome(step, seen, self._begin(version, step, by))
         except TfpoolError as error:
-            self._log.warning("plan.refused", model=version.key.name, version=version.key.version, error=error.message)
+            self._log.info("plan.refused", model=version.key.name, version=version.key.version, error=error.message)
+            self.survey.shun(version, until=seen.now + SHUNNED_SECONDS)
             return Outcome(step, seen, error=error)
 
     def _begin(self, version: Version, step: Step, by: str) -> Migration:
@@ -186,10 +188,13 @@ class Planning:
     def _part(self, version: Version, link: Link, last: bool) -> None:
         """Check that a version may leave a worker. Raises FailedPrecondition."""
         others = [worker for worker in version.serving() if worker != link.name]
-        if version not in self.room.idle(link) or (not last and len(others) < version.least):
+        if len(others) < version.least and not last:
+            raise FailedPrecondition(f"{version.key} must stay on {link.name}: it has {len(others)} other replicas")
+        if others:
+            return
+        if version not in self.room.idle(link):
             raise FailedPrecondition(f"{version.key} is in use on {link.name}")
-        if not others:
-            self._residence.evict(link, version)
+        self._residence.evict(link, version)
 
 
 def said(outcome: Outcome) -> str:

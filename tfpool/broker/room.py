@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tfpool.broker.budget import Budget
+from tfpool.broker.budget import Budget, mib
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.registry import Registry, Version
 from tfpool.errors import FailedPrecondition, ResourceExhausted, TfpoolError, Unavailable
@@ -64,7 +64,12 @@ class Room:
             for worker in other.on:
                 held[worker] += 1
                 used[worker] += other.memory_bytes or other.disk_bytes
-        return [Candidate(link.name, used[link.name], held[link.name], link.settings.memory) for link in best]
+        return [self._candidate(link, used[link.name], held[link.name]) for link in best]
+
+    @staticmethod
+    def _candidate(link: Link, used: int, models: int) -> Candidate:
+        loads = len(link.loads) + len(link.loading)
+        return Candidate(link.name, used, models, link.settings.memory, loads, link.busy_share)
 
     def check(self, version: Version, link: Link) -> None:
         """Raises the error that keeps a version from moving to a worker: there must be free memory for it."""
@@ -83,10 +88,8 @@ class Room:
             raise ResourceExhausted(f"worker {name} cannot hold {key}: {impossible.message}")
         missing = self._budget.missing(link, version)
         if missing > 0:
-            raise ResourceExhausted(
-                f"worker {link.name} has no room for {version.key}: it takes {self._budget.need(link, version)} bytes, "
-                f"of which {missing} are missing"
-            )
+            takes = f"it takes {mib(self._budget.need(link, version))}, of which {mib(missing)} are missing"
+            raise ResourceExhausted(f"worker {name} has no room for {key}: {takes}")
 
     def spare(self, version: Version) -> str | None:
         """The worker with the most room among those that can take a version without anybody leaving; None where none

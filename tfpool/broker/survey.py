@@ -48,6 +48,11 @@ class Survey:
         self._settings = settings
         self._rates: dict[int, Rates] = {}
         self._replicas: dict[tuple[int, str], Replica] = {}
+        self._shunned: dict[int, float] = {}
+
+    def shun(self, version: Version, until: float) -> None:
+        """Have the planner leave a version alone for a while: what it wanted of it could not be done."""
+        self._shunned[version.handle] = until
 
     def look(self, now: float) -> None:
         """Take in what has been asked since the last look."""
@@ -77,7 +82,8 @@ class Survey:
     def snapshot(self, now: float) -> Snapshot:
         """The pool at ``now``, with demand as of the last look."""
         workers = tuple(self._worker(link) for link in self._fleet.links.values())
-        moving = {one.version.handle for one in self._migrations.active}
+        self._shunned = {handle: until for handle, until in self._shunned.items() if until > now}
+        moving = {one.version.handle for one in self._migrations.active} | self._shunned.keys()
         servables = tuple(
             self._servable(version, now, version.handle in moving)
             for version in self._registry.versions()
