@@ -307,6 +307,7 @@ def _placement(table: Table, directory: str) -> PlacementSettings:
         max_replicas=table.read("max_replicas", whole(1, 1024), None),
         moves_per_minute=table.read("moves_per_minute", whole(1, 100_000), defaults.moves_per_minute),
         bytes_per_minute=table.read("bytes_per_minute", _budget, defaults.bytes_per_minute),
+        idle_s=table.read("idle_s", number(0.1, 1e9), defaults.idle_s),
         journal=table.read("journal", path_from(directory), None),
     )
 

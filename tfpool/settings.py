@@ -175,7 +175,8 @@ class PlacementSettings:
     Every ``interval_s`` seconds the pool is looked at, and at most one step is taken: one that gains over ``horizon_s``
     seconds more than ``hysteresis`` times what it costs. A model has at most ``max_replicas`` replicas (None: one on
     every worker) where it does not say itself. A minute has at most ``moves_per_minute`` steps, which load at most
-    ``bytes_per_minute``. Decisions are written to ``journal``, with what they were made from.
+    ``bytes_per_minute``. Models that may have no replica leave memory after ``idle_s`` without a request. Decisions are
+    written to ``journal``, with what they were made from.
     """
 
     policy: PlacementPolicy = PlacementPolicy.AUTO
@@ -185,6 +186,7 @@ class PlacementSettings:
     max_replicas: int | None = None
     moves_per_minute: int = 60
     bytes_per_minute: int = 16 << 30
+    idle_s: float = 300.0
     journal: str | None = None
 
 

@@ -62,9 +62,9 @@ def test_an_empty_file_is_all_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_placement_key() -> None:
     text = (
         "[placement]\npolicy = 'advise'\ninterval_s = 5\nhorizon_s = 30\nhysteresis = 3\nmax_replicas = 2\n"
-        "moves_per_minute = 4\nbytes_per_minute = '1GiB'\njournal = 'log.jsonl'\n"
+        "moves_per_minute = 4\nbytes_per_minute = '1GiB'\nidle_s = 60\njournal = 'log.jsonl'\n"
     )
-    wanted = PlacementSettings(PlacementPolicy.ADVISE, 5, 30, 3, 2, 4, 1 << 30, "/etc/log.jsonl")
+    wanted = PlacementSettings(PlacementPolicy.ADVISE, 5, 30, 3, 2, 4, 1 << 30, 60, "/etc/log.jsonl")
     assert config.parse(text, "/etc/pool.toml").placement == wanted
 
 

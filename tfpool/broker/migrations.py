@@ -89,6 +89,10 @@ class Migrations:
         self._follow(found)
         return found
 
+    def note(self, kind: Kind, source: str) -> None:
+        """Remember a step that is no migration."""
+        self._past.append(Past(self._clock(), kind, 0, source, "", 0))
+
     # -- what others ask ---------------------------------------------------------------------------------------
 
     def of(self, version: Version) -> Migration | None:

@@ -76,7 +76,12 @@ class Planning:
     ) -> None:
         self._settings = settings
         self.rules = Rules(
-            settings.horizon_s, settings.hysteresis, settings.moves_per_minute, settings.bytes_per_minute, residue_limit
+            settings.horizon_s,
+            settings.hysteresis,
+            settings.moves_per_minute,
+            settings.bytes_per_minute,
+            residue_limit,
+            settings.idle_s,
         )
         self._registry = registry
         self._fleet = fleet
@@ -168,6 +173,7 @@ class Planning:
         """Begin a step, if the pool still is as the planner saw it."""
         self._log.info("plan.step", what=step.kind.value, gain=round(step.gain, 3), cost=round(step.cost, 3))
         if step.kind is Kind.RECYCLE:
+            self._migrations.note(step.kind, step.source)
             self._rolling.begin([self._fleet.links[step.source]], "recycle", step.reason)
             return Outcome(step, seen)
         version = self._registry.by_handle[step.handle]

@@ -144,10 +144,12 @@ class Snapshot:
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How eager the planner is; see :class:`tfpool.settings.PlacementSettings`. ``residue`` is what a worker may keep
-    of models that have left, before it is recycled."""
+    of models that have left, before it is recycled; ``idle`` is how long nobody must have asked for a servable that
+    need not be in memory."""
 
     horizon: float = 60.0
     hysteresis: float = 2.0
     moves_per_minute: int = 60
     bytes_per_minute: int = 16 << 30
     residue: int = 256 << 20
+    idle: float = 300.0
