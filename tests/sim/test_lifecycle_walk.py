@@ -15,6 +15,7 @@ from tfpool.placement.snapshot import Kind
 from tfpool.settings import Loading, ModelSettings, Transition
 from tfpool.testing.world import World, model, put
 from tfpool.testing.world_fakes import BASE, MIB
+from tfpool.testing.world_plans import planner
 from tfpool.testing.world_rules import check, check_rest
 
 KINDS = [
@@ -38,6 +39,7 @@ class Walk:
         models = [model(f"m{i}", **kind) for i, kind in enumerate(kinds)]
         self.names = [settings.name for settings in models]
         self.world = World(*models, memory=memory, residue_limit=64 * MIB)
+        self.planning = planner(self.world)
         for name in self.names:
             put(self.world, 1, name=name)
             for number in range(1, 9):
@@ -57,6 +59,7 @@ class Walk:
             (2, self.move),
             (1, self.replace),
             (1, self.drop),
+            (2, self.plan),
             (1, self.reload),
             (1, self.remove),
         ]
@@ -161,6 +164,16 @@ class Walk:
         found = self.pick()
         if found is not None and len(found[1].serving()) > 1 and self.world.migrations.of(found[1]) is None:
             self.world.migrations.begin(found[1], Kind.DROP, self.random.choice(found[1].serving()), "", "walk")
+
+    def plan(self) -> None:
+        """The planner looks at what has been asked, and takes a step."""
+        world = self.world
+        for found in world.registry.models.values():
+            for version in found.versions.values():
+                asked = self.random.choice([0, 0, 1, 100])
+                version.asks, version.rows = version.asks + asked, version.rows + asked
+        world.now += self.random.choice([1.0, 10.0, 100.0])
+        self.planning.step(world.now)
 
     def replace(self) -> None:
         link = self.world.fleet.links[self.random.choice(list(self.world.bells))]

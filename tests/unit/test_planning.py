@@ -5,47 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tfpool.broker.logbook import Logbook
-from tfpool.broker.planning import Planning
 from tfpool.broker.registry import Version
-from tfpool.broker.survey import Survey
 from tfpool.placement.journal import Reader
 from tfpool.placement.snapshot import Hold, Kind, Rules, Snapshot, Step
+from tfpool.repository.memo import Footprint
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.curves import Point
-from tfpool.settings import Loading, PlacementPolicy, PlacementSettings
+from tfpool.settings import Loading, PlacementPolicy
 from tfpool.testing.world import World, model, ready
 from tfpool.testing.world_fakes import BASE, MIB
+from tfpool.testing.world_plans import planner
 from tfpool.testing.world_rules import check_rest
-
-QUICK = Logbook(None)
 
 
 class Planned:
     """A world with a planner, and demand as a test says."""
 
-    def __init__(self, world: World, logbook: Logbook = QUICK, **settings: object) -> None:
+    def __init__(self, world: World, journal: Logbook | None = None, **settings: Any) -> None:
         self.world = world
-        placement = PlacementSettings(**settings)  # type: ignore[arg-type]
-        survey = Survey(
-            world.registry, world.fleet, world.budget, world.scheduler, world.meters, world.migrations, placement
-        )
-        self.planning = Planning(
-            placement,
-            64 * MIB,
-            world.registry,
-            world.fleet,
-            world.room,
-            world.residence,
-            world.migrations,
-            world.rolling,
-            survey,
-            logbook,
-            world.lifecycle.settled,
-        )
+        self.planning = planner(world, journal, **settings)
 
     def version(self, name: str = "m") -> Version:
         return self.world.model(name).versions[1]
@@ -91,6 +74,19 @@ def test_what_the_planner_is_shown() -> None:
     assert [worker.room for worker in seen.workers] == [20 * MIB, 20 * MIB]
     assert sum(worker.held for worker in seen.workers) == 2 * MIB
     assert all(worker.open for worker in seen.workers)
+
+
+def test_planning_begins_when_all_is_loaded_or_after_a_while() -> None:
+    world = World(model("m"), model("n"))
+    planned = Planned(world)
+    planned.planning.step(world.now)
+    assert not planned.planning.survey.snapshot(world.now).servables, "nothing is known yet"
+    world.now += 59
+    planned.planning.step(world.now)
+    assert not planned.planning._started
+    world.now += 2
+    planned.planning.step(world.now)
+    assert planned.planning._started
 
 
 def test_who_may_not_be_given_models() -> None:
@@ -183,6 +179,40 @@ def test_a_worker_that_keeps_too_much_is_replaced_whatever_the_policy() -> None:
     planned.go(2)
     assert planned.world.fleet.links["w0"].generation == generation + 1
     check_rest(planned.world)
+
+
+def test_a_load_that_finds_no_room_is_shown_as_absent_and_room_is_made() -> None:
+    """Two models in use fill half of each worker; a third fits nowhere until one of them moves."""
+    world = ready(model("a"), model("b"), model("c", preload=Loading.EXPLICIT), memory=(BASE + 10 * MIB) * 10 // 9)
+    planned = Planned(world)
+    for name, size in (("a", 4 * MIB), ("b", 4 * MIB), ("c", 7 * MIB)):
+        world.disk.sizes[f"/{name}/1"] = size
+        world.budget._remember(f"/{name}/1", Footprint(size, size, 0.5))
+    for name in ("w0", "w1"):
+        world.lose(name)
+    world.settle()
+    assert planned.version("a").serving() != planned.version("b").serving()
+    planned.planning.step(world.now)
+    for name in "ab":
+        world.request(name)
+    world.turn()
+    world.lifecycle.load(world.model("c"), 1)
+    world.turn()
+    c = planned.version("c")
+    assert world.residence.without_room(c) == list(c.on)
+    (seen,) = (one for one in planned.snapshot().servables if one.name == "c:1")
+    assert not seen.on
+    assert seen.wanted
+    planned.world.now += 60
+    planned.planning.step(world.now)
+    (move,) = world.migrations.active
+    assert move.kind is Kind.MIGRATE
+    assert "to make room for c:1" in move.reason
+    planned.go(3)
+    check_rest(world)
+    assert all(planned.version(name).serving() for name in "abc"), "nobody was evicted"
+    assert len(c.on) == 1
+    assert world.residence.evictions == 0
 
 
 def test_steps_that_the_pool_cannot_take_any_more_are_refused() -> None:

@@ -119,7 +119,14 @@ class Broker:
         self._logbook = Logbook(settings.placement.journal)
         placement = settings.placement
         survey = Survey(
-            self.registry, self.fleet, self._budget, self.scheduler, self.meters, self.migrations, placement
+            self.registry,
+            self.fleet,
+            self._budget,
+            self.residence,
+            self.scheduler,
+            self.meters,
+            self.migrations,
+            placement,
         )
         self.planning = Planning(
             placement,
@@ -133,6 +140,7 @@ class Broker:
             survey,
             self._logbook,
             self.lifecycle.settled,
+            self.started,
         )
         self._blame = Blame(self.registry, self.scheduler, self.residence, self.turnover, self.notebook)
         self._watchdog = Watchdog(self.fleet, self.scheduler, settings.pool, self.started)

@@ -29,6 +29,7 @@ WORKERS_PER_MOVE = 4
 MOST_AT_ONCE = 64
 LONGEST_PROPOSAL_SECONDS = 0.1
 SHUNNED_SECONDS = 10.0
+LONGEST_START_SECONDS = 60.0
 ASKED_FOR = "plan"
 _MOVES = (Kind.LOAD, Kind.REPLICATE, Kind.MIGRATE)
 
@@ -73,6 +74,7 @@ class Planning:
         survey: Survey,
         logbook: Logbook,
         settled: Callable[[], bool],
+        now: float,
     ) -> None:
         self._settings = settings
         self.rules = Rules(
@@ -93,6 +95,7 @@ class Planning:
         self._logbook = logbook
         self._settled = settled
         self._started = False
+        self._begun = now
         self.next_look = 0.0
         self.applying: Applying | None = None
         self._log = log.get("placement")
@@ -113,7 +116,7 @@ class Planning:
         self.survey.look(now)
         found: tuple[Snapshot, Step | None] | None = None
         busy = self.applying is not None and not self.applying.over
-        self._started = self._started or self._settled()
+        self._started = self._started or self._settled() or now > self._begun + LONGEST_START_SECONDS
         if self._started and not busy and not self._occupied():
             snapshot = self.survey.snapshot(now)
             found = snapshot, plan(snapshot, self.rules)
@@ -186,6 +189,8 @@ class Planning:
 
     def _begin(self, version: Version, step: Step, by: str) -> Migration:
         if step.kind in _MOVES:
+            for worker in self._residence.without_room(version):
+                self._residence.leaving.begin(version, worker)
             self.room.check(version, self._fleet.links[step.target])
         else:
             self._part(version, self._fleet.links[step.source], last=step.kind is Kind.EVICT)

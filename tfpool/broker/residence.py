@@ -207,6 +207,13 @@ class Residence:
         """Whether loads wait for models that are in use."""
         return bool(self._blocked)
 
+    def without_room(self, version: Version) -> list[str]:
+        """Workers that would load a version next, and have no room for it; nothing where others load or serve it."""
+        links = [self._fleet.links[worker] for worker in version.held_by()]
+        first = (link for link in links if next(iter(link.loads), 0) == version.handle)
+        stuck = [link.name for link in first if link.name in self._blocked]
+        return stuck if len(stuck) == len(links) else []
+
     def unblock(self) -> None:
         """Try the loads again that found no room. It looks at all that is held: not after every batch."""
         for worker in list(self._blocked):

@@ -9,6 +9,7 @@ from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.meters import Meters
 from tfpool.broker.migrations import Migrations
 from tfpool.broker.registry import Goal, Registry, Version
+from tfpool.broker.residence import Residence
 from tfpool.placement.rates import Rates
 from tfpool.placement.snapshot import NOTHING, Hold, Replica, ServableView, Snapshot, WorkerView
 from tfpool.repository.states import State
@@ -34,6 +35,7 @@ class Survey:
         registry: Registry,
         fleet: Fleet,
         budget: Budget,
+        residence: Residence,
         scheduler: Scheduler,
         meters: Meters,
         migrations: Migrations,
@@ -42,6 +44,7 @@ class Survey:
         self._registry = registry
         self._fleet = fleet
         self._budget = budget
+        self._residence = residence
         self._scheduler = scheduler
         self._meters = meters
         self._migrations = migrations
@@ -113,10 +116,11 @@ class Survey:
 
     def _servable(self, version: Version, now: float, moving: bool) -> ServableView:
         rates, known = self._rates.get(version.handle), self._budget.expected(version)
+        stuck = self._residence.without_room(version)  # it is nowhere, as far as anybody can tell
         on = {
-            w: self._replicas.get((version.handle, w)) or Replica(_HOLDS[s], now)
-            for w, s in version.on.items()
-            if s in _HOLDS
+            worker: self._replicas.get((version.handle, worker)) or Replica(_HOLDS[state], now)
+            for worker, state in version.on.items()
+            if state in _HOLDS and worker not in stuck
         }
         stateful = any(signature.mutates for signature in version.signatures)
         return ServableView(
@@ -131,7 +135,7 @@ class Survey:
             self.replicas(version),
             self._pins(version),
             on,
-            version.settings.preload is Loading.PRELOAD or version.goal is Goal.SERVE,
+            bool(stuck) or version.settings.preload is Loading.PRELOAD or version.goal is Goal.SERVE,
             not (stateful or moving or version.isolated),
             len(version.crashes),
             now - rates.asked_at if rates else 0.0,

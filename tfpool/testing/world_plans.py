@@ -1,0 +1,43 @@
+"""The planner of a :class:`~tfpool.testing.world.World`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfpool.broker.logbook import Logbook
+from tfpool.broker.planning import Planning
+from tfpool.broker.survey import Survey
+from tfpool.settings import PlacementSettings
+from tfpool.testing.world import World
+from tfpool.testing.world_fakes import MIB
+
+RESIDUE_LIMIT = 64 * MIB
+
+
+def planner(world: World, journal: Logbook | None = None, **settings: Any) -> Planning:
+    """One that looks at a world when it is told to; ``settings`` are those of the placement."""
+    placement = PlacementSettings(**settings)
+    survey = Survey(
+        world.registry,
+        world.fleet,
+        world.budget,
+        world.residence,
+        world.scheduler,
+        world.meters,
+        world.migrations,
+        placement,
+    )
+    return Planning(
+        placement,
+        RESIDUE_LIMIT,
+        world.registry,
+        world.fleet,
+        world.room,
+        world.residence,
+        world.migrations,
+        world.rolling,
+        survey,
+        journal or Logbook(None),
+        world.lifecycle.settled,
+        world.now,
+    )
