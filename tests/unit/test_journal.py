@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfpool.errors import InvalidArgument
-from tfpool.placement.journal import Entry, Reader, from_fields, to_fields
+from tfpool.placement.journal import CutOff, Entry, Reader, from_fields, to_fields
 from tfpool.placement.snapshot import (
     Demand,
     Hold,
@@ -41,7 +41,7 @@ COLD = ServableView(8, "cold:1", 300, 300, 0.1, wanted=False, idle=50.0)
 WORKERS = (WorkerView("cpu0", room=4000, held=1000, busy=0.9), WorkerView("cpu1"))
 PAST = Past(40.0, Kind.DROP, 8, "cpu1", "", 300)
 STEP = Step(Kind.REPLICATE, 7, "hot:3", "", "cpu1", 1000, 4.0, 1.5, "cpu0 is 90 % busy")
-ENTRY = Entry(1700000000.0, Snapshot(100.0, WORKERS, (HOT, COLD), (PAST,)), Rules(), STEP, 0.001, "DONE")
+ENTRY = Entry(1700000000.0, Snapshot(100.0, WORKERS, (HOT, COLD), (PAST,)), Rules(), STEP, 0.001, "begun")
 
 WHOLE: dict[str, Any] = {
     "v": 1,
@@ -53,6 +53,7 @@ WHOLE: dict[str, Any] = {
         "moves_per_minute": 60,
         "bytes_per_minute": 17179869184,
         "residue": 268435456,
+        "idle": 300.0,
     },
     "snapshot": {
         "now": 100.0,
@@ -95,7 +96,7 @@ WHOLE: dict[str, Any] = {
         "cost": 1.5,
         "reason": "cpu0 is 90 % busy",
     },
-    "outcome": "DONE",
+    "outcome": "begun",
 }
 
 
@@ -108,7 +109,7 @@ def test_a_whole_line() -> None:
 
 
 def test_a_line_of_changes() -> None:
-    """Ten seconds later: the hot one is on its way, the cold one has only been idle for longer, and a step was taken."""
+    """Ten seconds later: the hot one is on its way elsewhere, the cold one has only been idle for longer."""
     on = {**HOT.on, "cpu1": Replica(Hold.COMES, 105.0)}
     hot, cold = replace(HOT, fast=Demand(30.0, 60.0), on=on, movable=False), replace(COLD, idle=60.0)
     past = (PAST, Past(105.0, Kind.REPLICATE, 7, "", "cpu1", 1000))
@@ -207,7 +208,7 @@ ENTRIES = st.builds(
     st.builds(Rules, horizon=SECONDS, hysteresis=SECONDS),
     st.none() | STEPS,
     SECONDS,
-    st.sampled_from(["", "DONE", "ABORTED"]),
+    st.sampled_from(["", "begun", "refused"]),
 )
 
 
@@ -298,7 +299,11 @@ def test_a_reader_follows_the_lines() -> None:
     assert reader.read(json.dumps(to_fields(later, ENTRY))) == later
     assert reader.lines == 2
     for line in ("", '{"v": 1', "[" * 100_000, '{"v": 1}'):
-        with pytest.raises(InvalidArgument, match="^line "):
+        with pytest.raises(InvalidArgument, match=r"^line "):
             reader.read(line)
     assert reader.lines == 6
-    assert reader.read(json.dumps(to_fields(later, later))) == later
+    with pytest.raises(CutOff, match=r"^line 7: got 'cut', expected JSON"):
+        reader.read("cut")
+    with pytest.raises(InvalidArgument, match="line 8: got changes, expected everything"):
+        reader.read(json.dumps(to_fields(later, later)))
+    assert reader.read(json.dumps(to_fields(later))) == later

@@ -274,6 +274,17 @@ def test_a_journal_that_has_grown_too_large_is_set_aside(tmp_path: Path) -> None
     assert Path(f"{path}.1").stat().st_size > 1000
 
 
+def test_a_line_that_was_not_finished_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"v": 1, "when"')
+    logbook = Logbook(str(path))
+    logbook.write(Snapshot(1.0, (), ()), Rules(), None, 0.001, "")
+    logbook.close()
+    torn, whole = path.read_text().splitlines()
+    assert torn == '{"v": 1, "when"'
+    assert Reader().read(whole).snapshot.now == 1.0
+
+
 def test_a_disk_that_is_full_stops_nothing(tmp_path: Path) -> None:
     logbook = Logbook(str(tmp_path / "nowhere" / "journal.jsonl"))
     for second in range(0, 2000, 10):

@@ -63,8 +63,9 @@ class Logbook:
                     os.replace(path, f"{path}.1")
                     before = None
                 line = json.dumps(to_fields(entry, before), separators=(",", ":"))
+                torn = before is None and _ends_within_a_line(path)
                 with open(path, "a", encoding="utf-8") as file:
-                    file.write(f"{line}\n")
+                    file.write(f"\n{line}\n" if torn else f"{line}\n")
                 before, self._failing = entry, False
             except OSError as error:
                 before = None
@@ -74,3 +75,12 @@ class Logbook:
         if not self._failing:
             self._log.error("journal.unwritten", path=self._path, error=why)
         self._failing = True
+
+
+def _ends_within_a_line(path: str) -> bool:
+    """Whether the process before died while it wrote, or the disk was full."""
+    if not os.path.exists(path) or not os.path.getsize(path):
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

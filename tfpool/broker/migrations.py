@@ -113,6 +113,8 @@ class Migrations:
 
     def step(self) -> None:
         """Follow what has happened to those under way."""
+        if not self.active:
+            return
         for migration in list(self.active):
             self._follow(migration)
         self.active = [one for one in self.active if not one.over]

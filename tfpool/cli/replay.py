@@ -41,8 +41,12 @@ def _size(context: click.Context, option: click.Parameter, text: str | None) -> 
 @click.option(
     "--policy", type=click.Choice(["auto", "static"]), default="auto", help="Do models move?", show_default=True
 )
-@click.option("--horizon", type=click.FloatRange(1, 86400), metavar="S", help="Seconds in which a step must gain more")
-@click.option("--hysteresis", type=click.FloatRange(0, 1000), metavar="X", help="than X times what it costs.")
+@click.option(
+    "--horizon", type=click.FloatRange(1, 86400), metavar="S", help="Seconds for which the gain of a step counts."
+)
+@click.option(
+    "--hysteresis", type=click.FloatRange(0, 1000), metavar="X", help="A step must gain X times what it costs."
+)
 @click.option(
     "--max-replicas", "most", type=click.IntRange(1, 1024), metavar="N", help="Replicas of one model, at most."
 )
@@ -91,11 +95,13 @@ def replay(
 
 
 def _read(path: str) -> tuple[Recording, str]:
-    """The journal, and what is to be said about it. Raises NotFound, or InvalidArgument with the line."""
-    from tfpool.placement.journal import Reader
+    """The journal, and what is to be said about it: lines that are cut off, as by a crash, are passed over where a
+    whole line follows, or nothing. Raises NotFound, or InvalidArgument with the line."""
+    from tfpool.placement.journal import CutOff, Reader
     from tfpool.placement.recording import Recording
 
-    recording, reader, note = Recording(), Reader(), ""
+    recording, reader, cut = Recording(), Reader(), []
+    line, error = b"", None
     try:
         total = os.path.getsize(path)
         with open(path, "rb") as file, _progress("reading", total, total > _LONG_BYTES) as advance:
@@ -103,19 +109,25 @@ def _read(path: str) -> tuple[Recording, str]:
                 advance(len(line))
                 try:
                     recording.add(reader.read(line.decode(errors="replace")))
-                except InvalidArgument:
-                    if line.endswith(b"\n"):
-                        raise
-                    note = f"line {reader.lines}, the last one, was not written to its end: left out"
+                except CutOff as found:
+                    error = found
+                    cut.append(reader.lines)
+                except InvalidArgument as found:
+                    raise error or found from None
+                else:
+                    error = None
+        if error is not None and line.endswith(b"\n"):
+            raise error
     except FileNotFoundError:
         raise NotFound(f"{path}: no such file") from None
-    except OSError as error:
-        raise InvalidArgument(f"{path}: cannot be read: {error.strerror}") from None
-    except InvalidArgument as error:
-        raise InvalidArgument(f"{path}: {error.message}") from None
+    except OSError as failure:
+        raise InvalidArgument(f"{path}: cannot be read: {failure.strerror}") from None
+    except InvalidArgument as failure:
+        raise InvalidArgument(f"{path}: {failure.message}") from None
     if not recording.looks:
         raise InvalidArgument(f"{path}: got no whole line, expected a journal of the placement")
-    return recording, note
+    numbers = ", ".join(map(str, cut))
+    return recording, f"left out, as they were not written to their end: line {numbers}" if cut else ""
 
 
 def _play(recording: Recording, change: Change, policy: Policy, title: str) -> Outcome:

@@ -12,7 +12,7 @@ from tfpool.placement.policies import Static
 from tfpool.placement.snapshot import Demand, Hold, Kind, Rules, ServableView, Snapshot, Step, WorkerView
 
 _FREELY = Rules(hysteresis=1.0, moves_per_minute=1 << 30, bytes_per_minute=1 << 60)
-_AT_ONCE = 8
+_AT_ONCE = 3
 
 
 class LruCache:

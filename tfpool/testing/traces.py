@@ -84,7 +84,7 @@ def flash(seed: int, load: float = 0.4, seconds: float = 240.0) -> Trace:
     return _poisson("flash crowd", random, work, 2, float(work.sum(axis=1).mean()) / 2, memory=1.5)
 
 
-def diurnal(seed: int, load: float = 0.6, seconds: float = 480.0) -> Trace:
+def diurnal(seed: int, load: float = 0.6, seconds: float = 240.0) -> Trace:
     """Sixty models on three workers, with room for most of them; each has its own noon in a day of 240 s."""
     random = np.random.default_rng([seed, 3])
     models, times = 60, np.arange(round(seconds / TICK))[:, None] * TICK
@@ -94,7 +94,7 @@ def diurnal(seed: int, load: float = 0.6, seconds: float = 480.0) -> Trace:
     return _poisson("diurnal", random, work, 3, load, memory=0.8)
 
 
-def cloud(seed: int, load: float = 0.5, seconds: float = 480.0) -> Trace:
+def cloud(seed: int, load: float = 0.5, seconds: float = 240.0) -> Trace:
     """Two hundred models on four workers, with room for two fifths of them; sixty times as fast as the clock.
 
     Shaped like what is published of Azure Functions, of which this has no data: Shahrad et al., "Serverless in the
