@@ -30,7 +30,9 @@ _ROW_SHAPES: Mapping[str, tuple[int, ...]] = {
     "mlp": (256,),
     "identity": (256,),
     "ballast_5mb": (),
+    "ballast_100mb": (),
     "deep": (),
+    "patches": (),
 }
 
 

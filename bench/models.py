@@ -14,6 +14,7 @@ from tfpool.testing.models import make_identity
 CACHE = "TFPOOL_BENCH_CACHE"
 BALLAST = {"ballast_5mb": 5_000_000, "ballast_100mb": 100_000_000}
 _WIDTH, _LAYERS = 1024, 8
+_UNITS, _POSITIONS, _STEPS = 512, 64, 5
 
 
 def make_resnet50(directory: str) -> str:
@@ -65,6 +66,26 @@ def make_deep(directory: str) -> str:
     return base
 
 
+def make_patches(directory: str) -> str:
+    """x [?] -> y [?]: five layers of 512 units at 64 positions, 5 MB; each row of a batch takes a core about a
+    millisecond."""
+    import tensorflow as tf
+
+    stretch = tf.Variable(tf.random.stateless_normal((1, _POSITIONS, _UNITS), (7, 0)))
+    scale = (2 / _UNITS) ** 0.5
+    layers = [tf.Variable(scale * tf.random.stateless_normal((_UNITS, _UNITS), (7, n))) for n in range(1, _STEPS + 1)]
+
+    def run(x: Any) -> dict[str, Any]:
+        hidden = tf.reshape(x[:, tf.newaxis, tf.newaxis] * stretch, (-1, _UNITS))
+        for layer in layers:
+            hidden = tf.nn.relu(hidden @ layer)
+        return {"y": tf.reduce_mean(tf.reshape(hidden, (-1, _POSITIONS * _UNITS)), 1)}
+
+    base = os.path.join(directory, "patches")
+    _save(base, run, tf.TensorSpec((None,), tf.float32, "x"), [stretch, *layers])
+    return base
+
+
 def _save(base: str, run: Callable[[Any], Any], spec: Any, tracked: object) -> None:
     """Version 1; ``base`` appears when all of it is there."""
     import tensorflow as tf
@@ -82,5 +103,6 @@ MAKERS: Mapping[str, Callable[[str], str]] = {
     "identity": partial(make_identity, row_shape=(None,)),
     "resnet50": make_resnet50,
     "deep": make_deep,
+    "patches": make_patches,
     **{name: partial(make_ballast, name) for name in BALLAST},
 }

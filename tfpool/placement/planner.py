@@ -1,33 +1,52 @@
-"""Choose workers for a model's replicas: the least filled that may hold it."""
+"""A pool at one moment in, at most one step out that makes it better, and why. Pure and stateless.
+
+A step is worth its while where what it saves within the horizon is more than ``hysteresis`` times what it disturbs,
+by the fast and by the slow averages of demand. Steps that only help together are weighed together; the first is told,
+and the next plan finds the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from tfpool.placement.board import Board, Facts
+from tfpool.placement.chains import best_chain
+from tfpool.placement.choice import Candidate, choose, place
+from tfpool.placement.ground import NOWHERE
+from tfpool.placement.housekeeping import tidy
+from tfpool.placement.moves import Move
+from tfpool.placement.reasons import explain
+from tfpool.placement.restraint import Restraint
+from tfpool.placement.snapshot import Kind, Rules, Snapshot, Step
+from tfpool.placement.steps import after
+from tfpool.placement.weighing import weigh
+
+__all__ = ["Candidate", "after", "choose", "place", "plan", "plan_all"]
 
 
-class Candidate(NamedTuple):
-    """A worker that may be given a model: bytes and number of the models it holds, its budget in bytes."""
-
-    name: str
-    used: int
-    models: int
-    budget: int | None
-
-
-def place(
-    candidates: Sequence[Candidate], held_by: Sequence[str], replicas: int, size: int | None, pins: Sequence[str] = ()
-) -> list[str]:
-    """Workers that shall load a model of ``size`` bytes (None: not known) so that ``replicas`` hold it.
-
-    Fewer are returned where fewer can; those that hold it already count. First come workers with room for it, then
-    those with the fewest bytes, then with the fewest models.
-    """
-    wanted = replicas - len(held_by)
-    able = [c for c in candidates if c.name not in held_by and (not pins or c.name in pins)]
-    able.sort(key=lambda c: (_overfull(c, size), c.used, c.models, c.name))
-    return [c.name for c in able[: max(0, wanted)]]
+def plan(snapshot: Snapshot, rules: Rules) -> Step | None:
+    """The step that gains most; None where none gains enough. The same snapshot gives the same step."""
+    board = Board(Facts(snapshot, rules.idle))
+    restraint = Restraint(board, rules)
+    if restraint.moves <= 0:
+        return None
+    best = best_chain(board, restraint)
+    if best is not None:
+        if best.moves[0].kind is Kind.LOAD:  # it does not depend on those that are loaded with it
+            best = weigh(board, restraint, best.moves[:1]) or best
+        return _step(board, best.moves[0], best.gain, best.cost, explain(board, best))
+    return tidy(board, restraint)
 
 
-def _overfull(candidate: Candidate, size: int | None) -> bool:
-    return candidate.budget is not None and candidate.used + (size or 0) > candidate.budget
+def plan_all(snapshot: Snapshot, rules: Rules, most: int = 100) -> list[Step]:
+    """Steps one after the other, each as if the ones before were done, until nothing gains enough."""
+    steps: list[Step] = []
+    while len(steps) < most and (step := plan(snapshot, rules)) is not None:
+        steps.append(step)
+        snapshot = after(snapshot, step)
+    return steps
+
+
+def _step(board: Board, move: Move, gain: float, cost: float, reason: str) -> Step:
+    view, names = board.facts.servables[move.servable], [worker.name for worker in board.facts.workers]
+    source = "" if move.source == NOWHERE else names[move.source]
+    target = "" if move.target == NOWHERE else names[move.target]
+    return Step(move.kind, view.handle, view.name, source, target, view.nbytes, gain, cost, reason)

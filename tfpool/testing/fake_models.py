@@ -95,8 +95,8 @@ def _matrix(path: str) -> list[Signature]:
 
 
 def _slow(path: str) -> list[Signature]:
-    """y = x, after as many seconds as the largest x says. A row below 0 leaves the file ``begun``, and lasts until there
-    is no file ``busy``."""
+    """y = x, after as many seconds as the largest x says. A row below 0 leaves the file ``begun``, and lasts as long as
+    there is a file ``busy``."""
     busy, begun = Path(path) / "busy", Path(path) / "begun"
 
     def call(x: Any) -> Sequence[Any]:
