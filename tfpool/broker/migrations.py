@@ -117,7 +117,6 @@ class Migrations:
             return
         for migration in list(self.active):
             self._follow(migration)
-        self.active = [one for one in self.active if not one.over]
 
     def _follow(self, migration: Migration) -> None:
         while not migration.over:
@@ -131,6 +130,7 @@ class Migrations:
             elif after is Phase.ABORTED:
                 self._abort(migration, before, sign)
         migration.ended = self._clock()
+        self.active.remove(migration)
         self.recent.append(migration)
         self._tell("model.moved" if migration.phase is Phase.DONE else "model.not_moved", migration)
 
@@ -149,6 +149,9 @@ class Migrations:
             return Sign.GONE
         if self._lost(migration, migration.source):
             return Sign.SOURCE_LOST
+        state = version.on[migration.source]
+        if migration.phase is not Phase.ROUTED and state is not State.DRAINING:  # it stays after all, or came back
+            return Sign.WITHDRAWN if state is State.AVAILABLE else Sign.GONE
         told = version.handle in self._fleet.links[migration.source].unloading
         return Sign.ANSWERED if told and migration.phase is Phase.DRAINING else Sign.LEAVES
 
@@ -170,7 +173,7 @@ class Migrations:
         link = self._fleet.links[worker]
         life = migration.lives.get(worker)
         if life is None:
-            if link.up:
+            if link.up and not link.leaving:  # what waits for the next process is not lost with this one
                 migration.lives[worker] = link.holder
             return False
         return life != link.holder or link.bell is None

@@ -114,8 +114,9 @@ def restart(broker: Broker, worker: str) -> Row:
 
 
 def restart_all(broker: Broker) -> list[Row]:
-    """Replace the processes of all workers, one after the other, as :func:`restart` does."""
-    links = [link for link in broker.fleet.links.values() if link.state is not WorkerState.HALTED]
+    """Replace the processes of all workers, one after the other, as :func:`restart` does; but for those that are
+    drained, which would be in service again."""
+    links = [link for link in broker.fleet.links.values() if link.state is not WorkerState.HALTED and not link.drained]
     replacing = broker.rolling.begin(links, "restart")
     answer: list[Row] = soon(lambda: _replaced(broker, replacing))
     return answer

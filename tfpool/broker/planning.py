@@ -98,6 +98,7 @@ class Planning:
         self._begun = now
         self.next_look = 0.0
         self.applying: Applying | None = None
+        self._proposed: tuple[Snapshot, list[Step], bool] | None = None
         self._log = log.get("placement")
 
     @property
@@ -138,18 +139,22 @@ class Planning:
 
     def proposal(self, now: float) -> tuple[Snapshot, list[Step], bool]:
         """The pool as it is, the steps that the planner would take, one after the other, and whether these are all:
-        it is given a tenth of a second."""
+        it is given a tenth of a second. Who asks again within ``interval_s`` gets the same: anybody may ask."""
+        if self._proposed is not None and now < self._proposed[0].now + self._settings.interval_s:
+            return self._proposed
         self.survey.look(now)
         snapshot = latest = self.survey.snapshot(now)
         steps: list[Step] = []
-        until = time.perf_counter() + LONGEST_PROPOSAL_SECONDS
-        while len(steps) < MOST_AT_ONCE and time.perf_counter() < until:
+        complete, until = False, time.perf_counter() + LONGEST_PROPOSAL_SECONDS
+        while not complete and len(steps) < MOST_AT_ONCE and time.perf_counter() < until:
             step = plan(latest, self.rules)
             if step is None:
-                return snapshot, steps, True
-            steps.append(step)
-            latest = after(latest, step)
-        return snapshot, steps, False
+                complete = True
+            else:
+                steps.append(step)
+                latest = after(latest, step)
+        self._proposed = snapshot, steps, complete
+        return self._proposed
 
     def apply(self) -> Applying:
         """Carry the plan out now, whatever the policy; one that is under way goes on."""
@@ -160,8 +165,7 @@ class Planning:
     def _go_on(self, applying: Applying, now: float) -> None:
         if applying.outcomes and not applying.outcomes[-1].over:
             return
-        if self._rolling.busy or (applying.outcomes and applying.outcomes[-1].error is not None):
-            applying.over = applying.over or not self._rolling.busy
+        if self._rolling.busy:
             return
         snapshot = self.survey.snapshot(now)
         step = plan(snapshot, self.rules) if len(applying.outcomes) < MOST_AT_ONCE else None
@@ -189,12 +193,23 @@ class Planning:
 
     def _begin(self, version: Version, step: Step, by: str) -> Migration:
         if step.kind in _MOVES:
-            for worker in self._residence.without_room(version):
-                self._residence.leaving.begin(version, worker)
-            self.room.check(version, self._fleet.links[step.target])
+            self._make_way(version, self._fleet.links[step.target])
         else:
             self._part(version, self._fleet.links[step.source], last=step.kind is Kind.EVICT)
         return self._migrations.begin(version, step.kind, step.source, step.target, by, step.reason)
+
+    def _make_way(self, version: Version, target: Link) -> None:
+        """Check that a version may come to a worker; loads of it that found no room elsewhere are called off. Raises
+        the error that keeps it away; they wait on then."""
+        waiting = self._residence.without_room(version)
+        for worker in waiting:
+            self._residence.leaving.begin(version, worker)
+        try:
+            self.room.check(version, target)
+        except TfpoolError:
+            if waiting:
+                self._residence.start(version)
+            raise
 
     def _part(self, version: Version, link: Link, last: bool) -> None:
         """Check that a version may leave a worker. Raises FailedPrecondition."""

@@ -164,6 +164,7 @@ class Residence:
         version.step(link.name, Step.CANCEL)
         if not version.held_by():
             version.on.clear()
+            version.error = None
             version.goal = Goal.ON_DEMAND
             version.cold = True
             self._registry.epoch += 1

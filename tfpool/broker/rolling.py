@@ -39,7 +39,8 @@ OVER = (Stage.DONE, Stage.FAILED)
 @dataclass(slots=True)
 class Replacement:
     """One worker to be replaced. ``generation`` is that of the process before, which had ``unique`` bytes to itself;
-    ``moves`` are the migrations of this stage, ``away`` the versions that shall come back."""
+    ``moves`` are the migrations of this stage, ``awaited`` those of others that must end first; ``away`` are the
+    versions that shall come back."""
 
     link: Link
     by: str
@@ -48,6 +49,7 @@ class Replacement:
     generation: int = 0
     unique: int = 0
     moves: list[Migration] = field(default_factory=list)
+    awaited: list[Migration] = field(default_factory=list)
     away: list[Version] = field(default_factory=list)
     returned: int | None = None
     error: TfpoolError | None = None
@@ -106,7 +108,11 @@ class Rolling:
             self._send_away(one)
             return self._enter(one, Stage.LEAVING)
         if one.stage is Stage.LEAVING:
-            if link.generation == one.generation and link.up and not all(move.over for move in one.moves):
+            if (
+                link.generation == one.generation
+                and link.up
+                and not all(move.over for move in (*one.moves, *one.awaited))
+            ):
                 return False
             one.away = [move.version for move in one.moves if move.error is None]
             if link.generation == one.generation and link.up:
@@ -136,11 +142,13 @@ class Rolling:
         one.generation = link.generation
         link.closed = True
         for version in self._registry.versions():
-            only_here = version.serving() == [link.name]
-            if not only_here or version.retired or self._migrations.of(version) is not None:
+            if version.serving() != [link.name] or version.retired:
                 continue
-            target = self._room.spare(version)
-            if target is not None:
+            under_way = self._migrations.of(version)
+            target = self._room.spare(version) if under_way is None else None
+            if under_way is not None:
+                one.awaited.append(under_way)
+            elif target is not None:
                 one.moves.append(
                     self._migrations.begin(version, Kind.MIGRATE, link.name, target, one.by, f"{link.name} is replaced")
                 )
@@ -151,7 +159,8 @@ class Rolling:
         name = one.link.name
         for move in moved:
             version = move.version
-            if move.error is not None or version.retired or version.serving() != [move.target]:
+            elsewhere = version.serving() != [move.target] or self._migrations.of(version) is not None
+            if move.error is not None or version.retired or elsewhere:
                 continue
             try:
                 self._room.check(version, one.link)

@@ -74,8 +74,8 @@ class Room:
     def check(self, version: Version, link: Link) -> None:
         """Raises the error that keeps a version from moving to a worker: there must be free memory for it."""
         key, name, pins = version.key, link.name, version.settings.pin
-        if not link.up or link not in self._fleet.candidates():
-            state = "being replaced" if link.closed else "drained" if link.drained else link.state.value
+        if not link.up or link.leaving or link not in self._fleet.candidates():
+            state = "being replaced" if link.closed or link.leaving else "drained" if link.drained else link.state.value
             raise FailedPrecondition(f"worker {name} is {state}, expected READY")
         if version.on.get(name) not in (None, State.FAILED):
             raise FailedPrecondition(f"{key} is on {name} already ({version.on[name].value})")

@@ -68,6 +68,9 @@ class Turnover:
             others = [state for worker, state in version.on.items() if worker != link.name]
             if State.AVAILABLE in others:
                 self._residence.leaving.drain_from(version, link.name)
+                self._residence.start(version)  # another may take its place
+            elif not others and self._placeable(version):  # what was elsewhere is gone by now
+                self._start_elsewhere(version, link)
             elif all(state is State.FAILED for state in others):
                 self._back(link)
                 raise version.error or Unavailable(f"no other worker can take {version.key}")
@@ -173,3 +176,4 @@ class Turnover:
         version.urgent = True
         self._residence.start(version)
         version.on[link.name] = state
+        version.cold = version.cold and not version.serving()
