@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from tfpool.broker.migrations import Migration
@@ -256,3 +258,137 @@ def test_a_drained_worker_is_left_by_migrations() -> None:
     world.settle()
     assert move.phase is Phase.DONE
     assert world.turnover.step(link)
+
+
+def test_a_migration_ends_when_its_source_is_needed_after_all() -> None:
+    """The target's replica is pushed out while the source still answers; the next request keeps the source."""
+    move = Move().until(Phase.DRAINING)
+    world, version = move.world, move.version
+    world.residence.evict(world.fleet.links[move.target], version)
+    number = world.request("m")
+    assert version.on[move.source] is State.AVAILABLE
+    move.rest()
+    assert move.migration.phase is Phase.ABORTED
+    assert move.on() == [move.source]
+    assert world.answered(number) == 1
+
+
+def test_a_replica_that_should_go_stays_when_the_others_die() -> None:
+    world = ready(model(replicas=(2, 2)))
+    version = world.model().versions[1]
+    first, second = version.serving()
+    for _ in range(9):
+        world.request("m")
+        world.turn()
+    assert world.runs(first)
+    drop = world.migrations.begin(version, Kind.DROP, first, "", "planner")
+    world.turn()
+    assert version.on[first] is State.DRAINING
+    world.lose(second)
+    assert version.serving() == [first]
+    world.settle()
+    check_rest(world)
+    assert drop.over
+    assert len(version.serving()) == 2
+
+
+def test_an_eviction_ends_although_the_model_comes_straight_back() -> None:
+    world = ready(model(), workers=1)
+    version = world.model().versions[1]
+    world.residence.evict(world.fleet.links["w0"], version)
+    gone = world.migrations.begin(version, Kind.EVICT, "w0", "", "planner")
+    number = world.request("m")
+    world.work("w0")
+    assert version.on["w0"] is not State.DRAINING, "it loads again before anybody has seen it gone"
+    world.settle()
+    check_rest(world)
+    assert gone.phase is Phase.DONE
+    assert world.answered(number) == 1
+
+
+def test_an_isolated_version_moves_no_further() -> None:
+    """Its target serves already when it crashes the source's worker, which it is then given to itself."""
+    world = ready(model("m"), model("n"), workers=3)
+    version = world.model("m").versions[1]
+    (source,) = version.serving()
+    target = sorted({"w0", "w1", "w2"} - {source})[0]
+    migration = world.migrations.begin(version, Kind.MIGRATE, source, target, "hand")
+    world.work(target)
+    world.lose(source)
+    assert world.turnover.isolate(version, source)
+    world.settle()
+    check_rest(world)
+    assert migration.phase is Phase.ABORTED
+    assert version.held_by() == [source]
+
+
+def test_nothing_moves_to_a_worker_that_is_about_to_be_replaced() -> None:
+    world = ready(model())
+    version = world.model().versions[1]
+    (source,) = version.serving()
+    target = world.fleet.links["w1" if source == "w0" else "w0"]
+    world.recycle(target)
+    with pytest.raises(FailedPrecondition, match=f"worker {target.name} is being replaced, expected READY"):
+        world.room.check(version, target)
+    assert world.room.spare(version) is None
+    world.settle()
+    assert world.room.spare(version) == target.name
+
+
+def test_a_load_that_waits_for_the_next_process_is_not_lost_with_this_one() -> None:
+    world = ready(model())
+    version = world.model().versions[1]
+    (source,) = version.serving()
+    target = "w1" if source == "w0" else "w0"
+    world.recycle(world.fleet.links[target])
+    move = world.migrations.begin(version, Kind.MIGRATE, source, target, "drain")
+    world.settle()
+    check_rest(world)
+    assert move.phase is Phase.DONE
+    assert version.serving() == [target]
+
+
+def test_one_that_is_over_at_once_is_told_once() -> None:
+    world = ready(model())
+    version = world.model().versions[1]
+    (source,) = version.serving()
+    nowhere = "w1" if source == "w0" else "w0"
+    world.migrations.begin(version, Kind.DROP, nowhere, "", "hand")
+    world.turn()
+    world.turn()
+    assert [one.phase for one in world.migrations.all()] == [Phase.DONE]
+    assert version.serving() == [source]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_memory_is_kept_for_no_load_that_does_not_come(seed: int) -> None:
+    """Migrations are begun, called off and cut short at random; nothing stays reserved."""
+    random = Random(seed)
+    names = "mnop"
+    world = ready(*(model(name) for name in names), workers=3, memory=(BASE + 40 * MIB) * 10 // 9, load_concurrency=2)
+    for _ in range(60):
+        version = world.model(random.choice(names)).versions[1]
+        target = world.fleet.links[random.choice(["w0", "w1", "w2"])]
+        if (
+            version.serving()
+            and not world.migrations.of(version)
+            and target.name not in version.held_by()
+            and target.up
+        ):
+            source = random.choice(["", *version.serving()])
+            world.migrations.begin(version, Kind.MIGRATE if source else Kind.REPLICATE, source, target.name, "hand")
+        act = random.random()
+        if act < 0.1 and world.bells[target.name] is not None:
+            world.lose(target.name)
+        elif act < 0.2:
+            world.lifecycle.unload(world.model(version.key.name), version)
+        elif act < 0.4:
+            world.lifecycle.load(world.model(version.key.name), 1)
+        world.step_once()
+        world.turn()
+        check(world)
+    world.settle()
+    check_rest(world)
+    for link in world.fleet.links.values():
+        assert not link.reserved
+        assert link.resident.keys() == {v.handle for v in world.registry.versions() if link.name in v.serving()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,3 +293,126 @@ def test_a_disk_that_is_full_stops_nothing(tmp_path: Path) -> None:
         logbook.write(Snapshot(float(second), (), ()), Rules(), None, 0.001, "")
     logbook.close()
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_refused_step_leaves_a_load_that_waits_for_room_where_it_was() -> None:
+    world = ready(model("a"), model("b"), model("c", preload=Loading.EXPLICIT), memory=(BASE + 10 * MIB) * 10 // 9)
+    planned = Planned(world, policy=PlacementPolicy.STATIC)
+    for name, size in (("a", 4 * MIB), ("b", 4 * MIB), ("c", 7 * MIB)):
+        world.disk.sizes[f"/{name}/1"] = size
+        world.budget._remember(f"/{name}/1", Footprint(size, size, 0.5))
+    for name in ("w0", "w1"):
+        world.lose(name)
+    world.settle()
+    for name in "ab":
+        world.request(name)
+    world.turn()
+    world.lifecycle.load(world.model("c"), 1)
+    world.turn()
+    c = planned.version("c")
+    (waits,) = world.residence.without_room(c)
+    planned.planning.survey.look(world.now)
+    for target in ("w0", "w1"):
+        step = Step(Kind.LOAD, c.handle, "c:1", "", target, 1, 1.0, 0.0, "because")
+        outcome = planned.planning.take(step, planned.snapshot(), "planner")
+        assert outcome.error is not None
+        assert "has no room for c:1" in outcome.error.message
+        assert c.held_by() or c.cold, "it waits, or a request would wake it"
+    assert waits in world.fleet.links
+    world.settle()
+    check_rest(world)
+    assert c.serving(), "somebody had asked for it"
+
+
+def test_the_planner_goes_on_when_a_model_that_left_comes_straight_back() -> None:
+    world = ready(model(replicas=(0, 1)), workers=1)
+    planned = Planned(world, interval_s=1.0)
+    version = planned.version()
+    planned.planning.step(world.now)
+    world.now += 4000
+    planned.planning.step(world.now)
+    (gone,) = world.migrations.active
+    assert gone.kind is Kind.EVICT
+    number = world.request("m")
+    world.settle()
+    check_rest(world)
+    assert world.answered(number) == 1
+    assert not planned.planning._occupied()
+    planned.planning.survey.look(world.now)
+    assert planned.snapshot().servables[0].movable
+    assert version.serving() == ["w0"]
+
+
+def test_a_request_and_the_planner_want_the_same_at_once() -> None:
+    """One load, wherever the planner wanted it."""
+    world = ready(model(preload=Loading.LAZY), workers=2)
+    planned = Planned(world)
+    version = planned.version()
+    planned.planning.survey.look(world.now)
+    seen = planned.snapshot()
+    number = world.request("m")
+    for target in ("w0", "w1"):
+        step = Step(Kind.LOAD, version.handle, "m:1", "", target, 1, 1.0, 0.0, "because")
+        planned.planning.take(step, seen, "planner")
+    again = world.request("m")
+    world.settle()
+    check_rest(world)
+    assert [world.answered(one) for one in (number, again)] == [1, 1]
+    assert world.residence.loads == len(version.serving())
+
+
+def test_a_plan_that_is_carried_out_outlasts_the_replacing_of_a_worker() -> None:
+    planned = Planned(ready(model("m"), model("n")), policy=PlacementPolicy.STATIC)
+    world = planned.world
+    planned.measured("m")
+    planned.go(6, m=90)
+    (replacing,) = world.rolling.begin([world.fleet.links["w0"]], "restart")
+    applying = planned.planning.apply()
+    planned.planning.step(world.now)
+    assert not applying.over
+    assert not applying.outcomes
+    planned.go(6, m=90)
+    assert replacing.over
+    assert applying.over
+    assert [outcome.step.kind for outcome in applying.outcomes] == [Kind.REPLICATE]
+    check_rest(world)
+
+
+def test_what_cannot_be_a_journal_stops_nothing(tmp_path: Path) -> None:
+    """A directory in its place; then two brokers in turn on one file."""
+    logbook = Logbook(str(tmp_path))
+    for second in range(0, 100, 10):
+        logbook.write(Snapshot(float(second), (), ()), Rules(), None, 0.001, "")
+    logbook.close()
+    assert list(tmp_path.iterdir()) == []
+    path = tmp_path / "journal.jsonl"
+    for broker in range(2):
+        logbook = Logbook(str(path))
+        for second in (0, 10, 20):
+            logbook.write(Snapshot(broker * 1000.0 + second, (), ()), Rules(), None, 0.001, "")
+        logbook.close()
+    reader = Reader()
+    entries = [reader.read(line) for line in path.read_text().splitlines()]
+    assert [entry.snapshot.now for entry in entries] == [0, 10, 20, 1000, 1010, 1020]
+    last = Reader().read(path.read_text().splitlines()[3])
+    assert last.rules == Rules(), "the second broker's first line says all"
+
+
+def test_a_journal_that_nobody_reads_holds_up_neither_decisions_nor_the_end(tmp_path: Path) -> None:
+    """A pipe: its opening waits for a reader."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    logbook = Logbook(str(path))
+    for second in range(0, 2000, 10):
+        logbook.write(Snapshot(float(second), (), ()), Rules(), None, 0.001, "")
+    assert logbook._entries.qsize() >= logbook._entries.maxsize - 1
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        while not logbook._entries.empty():
+            with suppress(BlockingIOError):
+                os.read(reader, 1 << 16)
+        logbook.close()
+    finally:
+        os.close(reader)
+    assert logbook._writer is not None
+    assert not logbook._writer.is_alive()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tfpool.broker.fleet import WorkerState
+from tfpool.broker.registry import Version
+from tfpool.broker.reload import Reload
 from tfpool.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from tfpool.placement.snapshot import Kind
 from tfpool.repository.memo import Footprint
 from tfpool.repository.states import State
-from tfpool.settings import BatchingSettings, Loading, Transition
+from tfpool.settings import BatchingSettings, Loading, ModelSettings, Transition
 from tfpool.testing.world import World, X, model, put, ready, settled
-from tfpool.testing.world_fakes import BASE, MIB
+from tfpool.testing.world_fakes import BASE, MIB, Bellows
 from tfpool.testing.world_rules import check, check_rest
 from tfpool.types import DType, SignatureSpec, TensorSpec
 
@@ -191,3 +194,132 @@ def test_the_old_one_goes_first_where_memory_matters_more() -> None:
         most = max(most, sum(len(bell.held) for bell in world.bells.values() if bell))
     assert most == 1
     assert world.serving() == [2]
+
+
+class Fat(Bellows):
+    """A worker whose memory is taken by something else."""
+
+    @property
+    def unique(self) -> int:
+        return BASE + 19 * MIB + sum(self.held.values())
+
+
+def moved(world: World, name: str = "m") -> tuple[Version, str, str]:
+    """A version that serves on its target, while its source has been told to unload it: version, source, target."""
+    version = world.model(name).versions[1]
+    (source,) = version.serving()
+    target = "w1" if source == "w0" else "w0"
+    world.migrations.begin(version, Kind.MIGRATE, source, target, "hand")
+    while version.handle not in world.fleet.links[source].unloading:
+        world.turn()
+        if version.on[target] is not State.AVAILABLE:
+            world.work(target)
+    return version, source, target
+
+
+def test_a_replica_that_did_not_load_is_no_reason_to_refuse_what_can_be_loaded() -> None:
+    world = ready(model(), memory=(BASE + 20 * MIB) * 10 // 9)
+    version = world.model().versions[1]
+    (source,) = version.serving()
+    target = "w1" if source == "w0" else "w0"
+    world.broken.add("/m/1")
+    world.migrations.begin(version, Kind.REPLICATE, "", target, "planner")
+    world.settle()
+    assert version.error is not None
+    world.broken.clear()
+    world.lose(source)
+    world.join(source, Fat(source))
+    assert not version.held_by(), "it is left for later: there is no room, and nobody asks for it"
+    world.turn()
+    assert world.answered(settled(world, world.request("m"))) == 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_nobody_holds_any_more_is_woken_by_a_request(late: bool) -> None:
+    """The target dies and finds no room again while the source is at its unload, after which nobody holds it."""
+    world = ready(model(), memory=(BASE + 20 * MIB) * 10 // 9)
+    version, source, target = moved(world)
+    world.lose(target)
+    world.join(target, Fat(target))
+    assert version.on == {source: State.DRAINING}
+    early = [] if late else [world.request("m")]
+    world.work(source)
+    world.settle()
+    number = world.request("m")
+    world.settle()
+    check_rest(world)
+    assert [world.answered(one) for one in [*early, number]] == [1] * (2 - late)
+
+
+def test_a_retry_may_end_that_of_another() -> None:
+    """Two old versions are to be tried again, the first has nowhere to go, and then nobody would miss either."""
+    world = ready(model(pin=("w0",), version_policy="all"), on_disk=())
+    world.broken.add("/m/1")
+    put(world, 1)
+    while not (world.model().versions and world.model().versions[1].failures):
+        world.turn()
+        assert world.step_once()
+    world.fleet.links["w0"].drained = True
+    put(world, 1, 2)
+    world.settle_but_loads()
+    assert all(version.failures for version in world.model().versions.values())
+    assert not world.model().versions[2].on
+    put(world, 3)
+    world.settle_but_loads()
+    assert set(world.model().versions) == {1, 2, 3}, "the old ones stay for now"
+    world.now += 1.5
+    world.turn()
+    assert set(world.model().versions) == {3}
+    world.fleet.links["w0"].drained = False
+    world.settle()
+    check_rest(world)
+    assert world.serving() == [3]
+
+
+def test_a_new_process_has_not_failed_to_load_anything() -> None:
+    world = ready(model())
+    version = world.model().versions[1]
+    (here,) = version.serving()
+    other = "w1" if here == "w0" else "w0"
+    world.broken.add("/m/1")
+    world.migrations.begin(version, Kind.REPLICATE, "", other, "planner")
+    world.settle()
+    assert version.on[other] is State.FAILED
+    world.lose(other)
+    world.settle()
+    assert version.on == {here: State.AVAILABLE}
+
+
+def test_a_reload_that_asks_for_more_replicas_has_them_loaded() -> None:
+    world = ready(model())
+    wanted = {"m": model(replicas=(2, 2))}
+    world.lifecycle.reload = Reload(world.lifecycle, world.registry, wanted, (), False, lambda: None)
+    world.settle()
+    check_rest(world)
+    assert len(world.model().versions[1].serving()) == 2
+
+
+def test_a_model_is_removed_while_it_moves() -> None:
+    world = ready(model("m"), model("n"))
+    version, _, _ = moved(world)
+    waiting = world.request("m")
+    world.lifecycle.remove(world.model("m"))
+    world.settle()
+    check_rest(world)
+    assert not version.on
+    assert version.handle not in world.registry.by_handle
+    assert waiting in world.answers
+    assert not any(link.reserved or version.handle in link.resident for link in world.fleet.links.values())
+
+
+def test_a_reload_of_other_files_takes_the_place_of_what_moves() -> None:
+    world = ready(model())
+    version, _, _ = moved(world)
+    world.disk.found["/elsewhere"] = {1: "/elsewhere/1"}
+    wanted = {"m": ModelSettings("m", "/elsewhere")}
+    world.lifecycle.reload = Reload(world.lifecycle, world.registry, wanted, (), False, lambda: None)
+    world.settle()
+    check_rest(world)
+    assert world.model().versions[1].path == "/elsewhere/1"
+    assert not version.on
+    assert world.answered(settled(world, world.request("m"))) == 1

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from tfpool.broker.fleet import WorkerState
 from tfpool.broker.rolling import Replacement, Stage
+from tfpool.placement.snapshot import Kind
 from tfpool.repository.states import State
-from tfpool.testing.world import World, model, ready, settled
+from tfpool.testing.world import World, model, put, ready, settled
 from tfpool.testing.world_fakes import BASE, MIB
 from tfpool.testing.world_rules import check_rest
 
@@ -131,3 +136,126 @@ def test_the_memory_of_the_process_before_is_seen_to_come_back() -> None:
     (one,) = replaced(world, "w0")
     assert one.returned is not None
     assert one.returned >= 98 * MIB
+
+
+def test_what_is_on_its_way_already_is_waited_for() -> None:
+    world = ready(model())
+    version = world.model().versions[1]
+    (source,) = version.serving()
+    target = "w1" if source == "w0" else "w0"
+    world.migrations.begin(version, Kind.MIGRATE, source, target, "hand")
+    (one,) = world.rolling.begin([world.fleet.links[source]], "restart")
+    for _ in range(200):
+        world.turn()
+        assert version.serving(), "somebody serves it at every moment"
+        if not world.step_once():
+            break
+    check_rest(world)
+    assert one.stage is Stage.DONE
+    assert version.serving() == [target], "where somebody wanted it"
+
+
+def test_what_somebody_has_begun_to_move_on_does_not_come_back() -> None:
+    world = ready(model(), workers=3)
+    version = world.model().versions[1]
+    (source,) = version.serving()
+    (one,) = world.rolling.begin([world.fleet.links[source]], "restart")
+    world.turn()
+    (away,) = one.moves
+    (third,) = {"w0", "w1", "w2"} - {source, away.target}
+    while one.stage is not Stage.RESTARTING:
+        world.turn()
+        assert world.step_once() or one.stage is Stage.RESTARTING
+    world.migrations.begin(version, Kind.MIGRATE, away.target, third, "hand")
+    world.settle()
+    check_rest(world)
+    assert one.stage is Stage.DONE
+    assert version.serving() == [third]
+
+
+def test_what_began_while_a_worker_was_closed_gets_its_replicas_there_too() -> None:
+    world = ready(model("a"), workers=2)
+    world.rolling.begin([world.fleet.links["w0"]], "restart")
+    world.turn()
+    world.lifecycle.add(model("b", replicas=(2, 2)))
+    put(world, 1, name="b")
+    world.settle()
+    check_rest(world)
+    assert where(world)["b"] == ["w0", "w1"]
+
+
+def test_nothing_is_said_of_the_memory_of_one_that_died_by_itself() -> None:
+    world = ready(model("a"), model("b"), workers=2)
+    (name,) = world.model("a").versions[1].serving()
+    (one,) = world.rolling.begin([world.fleet.links[name]], "restart")
+    world.turn()
+    world.lose(name)
+    world.settle()
+    assert one.stage is Stage.DONE
+    assert one.returned is None or one.returned >= 0
+
+
+def test_a_model_that_keeps_a_state_stays_until_its_worker_goes() -> None:
+    world = ready(model())
+    version = world.model().versions[1]
+    (signature,) = version.signatures
+    world.signatures = version.signatures = (replace(signature, mutates=True),)
+    (name,) = version.serving()
+    world.rolling.begin([world.fleet.links[name]], "restart")
+    world.turn()
+    assert not world.migrations.active
+    world.settle()
+    assert version.serving() == [name]
+
+
+def test_models_go_to_all_others_where_memory_has_no_limit() -> None:
+    world = ready(*(model(f"m{number}") for number in range(12)), workers=4)
+    (one,) = world.rolling.begin([world.fleet.links["w0"]], "restart")
+    world.turn()
+    assert len(one.moves) == 3
+    assert {move.target for move in one.moves} == {"w1", "w2", "w3"}
+    world.settle()
+    check_rest(world)
+
+
+def test_all_are_asked_for_twice() -> None:
+    world = ready(model("a"), model("b"), workers=3)
+    links = list(world.fleet.links.values())
+    first = world.rolling.begin(links, "restart")
+    world.turn()
+    assert world.rolling.begin(links, "restart") == first
+    world.settle()
+    check_rest(world)
+    assert [link.generation for link in links] == [2, 2, 2]
+    assert world.rolling.begin(links, "restart") != first, "those are over"
+    world.settle()
+    assert [link.generation for link in links] == [3, 3, 3]
+
+
+def test_one_that_is_not_there_is_waited_for() -> None:
+    world = ready(model("a"), model("b"), workers=2)
+    world.lose("w0")
+    world.bells.pop("w0")
+    (one,) = world.rolling.begin([world.fleet.links["w0"]], "restart")
+    for _ in range(10):
+        world.turn()
+        world.step_once()
+    assert one.stage is Stage.WAITS
+    assert not world.fleet.links["w0"].closed
+    world.join("w0")
+    world.settle()
+    check_rest(world)
+    assert one.stage is Stage.DONE
+
+
+def test_a_worker_that_is_drained_meanwhile_is_in_service_when_it_comes_back() -> None:
+    world = ready(model("a"), model("b"), workers=3)
+    link = world.fleet.links["w0"]
+    (one,) = world.rolling.begin([link], "restart")
+    world.turn()
+    world.turnover.vacate(link)
+    world.settle()
+    check_rest(world)
+    assert one.stage is Stage.DONE
+    assert (link.state, link.drained) == (WorkerState.READY, False)
+    assert all(where(world).values())

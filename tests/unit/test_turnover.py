@@ -6,6 +6,7 @@ import pytest
 
 from tfpool.broker.fleet import Link, WorkerState
 from tfpool.errors import NotFound, Unavailable
+from tfpool.placement.snapshot import Kind
 from tfpool.repository.states import State
 from tfpool.settings import Loading
 from tfpool.testing.world import World, model, put, ready, settled
@@ -157,3 +158,82 @@ def test_what_is_unloaded_by_hand_is_not_found_even_if_its_worker_dies() -> None
     world.lose("w0")
     world.settle()
     assert isinstance(world.refused(running), NotFound)
+
+
+def test_a_drained_workers_replicas_go_where_there_are_workers_left() -> None:
+    world = ready(model(replicas=(2, 2)), workers=3)
+    version = world.model().versions[1]
+    link = world.fleet.links[version.serving()[0]]
+    world.turnover.vacate(link)
+    world.turnover.step(link)  # as the verb asks at once
+    world.settle()
+    check_rest(world)
+    assert set(version.serving()) == world.fleet.links.keys() - {link.name}
+
+
+def test_a_worker_is_drained_while_the_other_is_replaced() -> None:
+    world = ready(model())
+    version = world.model().versions[1]
+    (here,) = version.serving()
+    link, other = world.fleet.links[here], "w1" if here == "w0" else "w0"
+    world.recycle(world.fleet.links[other])
+    world.turnover.vacate(link)
+    while not world.turnover.step(link):
+        world.turn()
+        assert world.step_once()
+    assert version.serving() == [other]
+    world.settle()
+    check_rest(world)
+
+
+def test_the_target_of_a_move_is_drained_while_the_source_still_answers() -> None:
+    world = ready(model())
+    version = world.model().versions[1]
+    (source,) = version.serving()
+    target = "w1" if source == "w0" else "w0"
+    world.migrations.begin(version, Kind.MIGRATE, source, target, "hand")
+    number = world.request("m")
+    world.turn()
+    world.work(target)
+    world.migrations.step()
+    assert version.on[source] is State.DRAINING
+    link = world.fleet.links[target]
+    world.turnover.vacate(link)
+    assert version.serving() == [target]
+    assert not version.cold, "it serves"
+    world.run(source)
+    world.lifecycle.step(world.now)
+    world.work(source)
+    while not world.turnover.step(link):
+        world.turn()
+        assert world.step_once()
+    assert version.serving() == [source]
+    assert world.answered(number) == 1
+    world.settle()
+    check_rest(world)
+
+
+def test_nothing_is_kept_for_a_worker_that_does_not_come_back() -> None:
+    world = ready(model(replicas=(2, 2)), memory=(BASE + 20 * MIB) * 10 // 9)
+    world.lose("w0")
+    world.request("m")
+    world.lifecycle.add(model("n", replicas=(2, 2)))
+    put(world, 1, name="n")
+    world.settle_but_loads()
+    link = world.fleet.links["w0"]
+    assert link.loads, "it was still expected"
+    world.turnover.halted(link)
+    assert not link.loads
+    assert not link.reserved
+
+
+def test_a_worker_that_is_leaving_is_not_ready_because_it_could_not_be_drained() -> None:
+    world = ready(model(pin=("w0",)))
+    link = world.fleet.links["w0"]
+    world.recycle(link)
+    with pytest.raises(Unavailable):
+        world.turnover.vacate(link)
+    assert link.state is WorkerState.DRAINING
+    world.settle()
+    assert link.state is WorkerState.READY
+    assert not link.drained

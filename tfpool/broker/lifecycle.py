@@ -358,8 +358,8 @@ class Lifecycle:
 
     def _retry(self, now: float) -> None:
         for version in [v for v in self._retries.values() if v.retry_at <= now]:
-            del self._retries[version.handle]
-            if version.retired or version.goal is Goal.OFF or version.state is not State.FAILED:
+            due = self._retries.pop(version.handle, None)  # the one before may have ended this one
+            if due is None or version.retired or version.goal is Goal.OFF or version.state is not State.FAILED:
                 continue
             version.error = None
             version.on.clear()

@@ -67,7 +67,7 @@ class Logbook:
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(f"\n{line}\n" if torn else f"{line}\n")
                 before, self._failing = entry, False
-            except OSError as error:
+            except (OSError, ValueError) as error:  # a path with a null byte is one of value
                 before = None
                 self._fails(str(error))
 

@@ -115,7 +115,7 @@ class Broker:
         )
         self.migrations = Migrations(self.fleet, self.residence, time.monotonic)
         self.turnover = Turnover(self.registry, self.fleet, room, self.residence, self.migrations)
-        self.rolling = Rolling(self.registry, self.fleet, room, self.migrations, self.recycle)
+        self.rolling = Rolling(self.registry, self.fleet, room, self.migrations, self.recycle, self.residence.refill)
         self._logbook = Logbook(settings.placement.journal)
         placement = settings.placement
         survey = Survey(

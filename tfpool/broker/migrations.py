@@ -137,7 +137,8 @@ class Migrations:
     def _sign(self, migration: Migration) -> Sign | None:
         """The next thing to be seen."""
         version = migration.version
-        if version.retired or version.stopped or version.goal is Goal.OFF:
+        elsewhere = version.isolated and migration.target not in ("", version.isolated)
+        if version.retired or version.stopped or version.goal is Goal.OFF or elsewhere:
             return Sign.WITHDRAWN
         if migration.target and self._lost(migration, migration.target):
             return Sign.TARGET_LOST

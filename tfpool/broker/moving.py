@@ -92,6 +92,8 @@ def drain(broker: Broker, worker: str) -> Row:
     broker.turnover.vacate(link)
 
     def question() -> Row | None:
+        if not link.drained:
+            raise FailedPrecondition(f"worker {worker} was replaced meanwhile, and is in service again")
         if link.state is WorkerState.DRAINING and not broker.turnover.step(link):
             return None
         return rows.worker_row(link, broker.registry.versions())

@@ -150,6 +150,7 @@ class Reload:
                     self._lifecycle.remove(model)
         for name in self._drafts:
             self._lifecycle.reconcile(self._registry.models[name])
+        self._lifecycle.residence.refill()
         self._done()
 
     def _take(self, name: str, draft: Model, settings: dict[int, ModelSettings]) -> list[tuple[Model, Version]]:

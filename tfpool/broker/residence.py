@@ -102,6 +102,13 @@ class Residence:
                 link.loads.append(version.handle)
                 self._next_loads(link)
 
+    def refill(self) -> None:
+        """There are more workers, or more replicas wanted: place those that versions lack."""
+        for version in self._registry.versions():
+            here = any(state not in (State.FAILED, State.DRAINING) for state in version.on.values())
+            if here and not (version.retired or version.stopped):
+                self.start(version)
+
     def bring(self, version: Version, worker: str) -> None:
         """Have one more worker load a version. Memory is kept for it there from now on."""
         link = self._fleet.links[worker]
@@ -162,8 +169,8 @@ class Residence:
         """There is no room for a version that nobody has asked for yet."""
         link.reserved.pop(version.handle, None)
         version.step(link.name, Step.CANCEL)
-        if not version.held_by():
-            version.on.clear()
+        if all(state in (State.FAILED, State.DRAINING) for state in version.on.values()):
+            version.on = {worker: state for worker, state in version.on.items() if state is State.DRAINING}
             version.error = None
             version.goal = Goal.ON_DEMAND
             version.cold = True
@@ -236,6 +243,8 @@ class Residence:
             version.urgent = True
             self.start(version)
             return
+        else:
+            version.cold = True  # who asks for it wakes it
         self._listener.gone(version)
 
     # -- what workers say --------------------------------------------------------------------------------------
@@ -356,7 +365,10 @@ class Residence:
         for version in self._registry.versions():
             state = version.on.get(link.name)
             lost = state is not None and version.step(link.name, Step.LOST)
-            if lost and state is State.AVAILABLE and not version.serving():
+            if state is State.FAILED and version.held_by():
+                version.step(link.name, Step.CANCEL)  # the next process may do better
+            ends = state is State.DRAINING and (version.retired or version.goal is Goal.OFF)
+            if lost and (state is State.AVAILABLE or ends) and not version.serving():
                 self.leaving.fall_back(version)
             if lost and state is State.DRAINING and not version.held_by():
                 self.left(version, Unavailable(f"worker {link.name} died while {version.key} was being replaced"))

@@ -61,16 +61,23 @@ class Replacement:
 
 class Rolling:
     """One worker at a time, in the order in which they were asked for. ``recycle`` ends a worker's process once it has
-    finished what it was given."""
+    finished what it was given; ``refill`` places replicas that are lacking, once there is another."""
 
     def __init__(
-        self, registry: Registry, fleet: Fleet, room: Room, migrations: Migrations, recycle: Callable[[Link], None]
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        room: Room,
+        migrations: Migrations,
+        recycle: Callable[[Link], None],
+        refill: Callable[[], None],
     ) -> None:
         self._registry = registry
         self._fleet = fleet
         self._room = room
         self._migrations = migrations
         self._recycle = recycle
+        self._refill = refill
         self._queue: deque[Replacement] = deque()
         self._log = log.get("placement")
 
@@ -124,6 +131,7 @@ class Rolling:
             if link.generation == one.generation or not (link.up and self._settled(link)):
                 return False
             self._verify(one)
+            self._refill()
             self._bring_back(one)
             return self._enter(one, Stage.RETURNING)
         if not all(move.over for move in one.moves):
@@ -142,7 +150,8 @@ class Rolling:
         one.generation = link.generation
         link.closed = True
         for version in self._registry.versions():
-            if version.serving() != [link.name] or version.retired:
+            stateful = any(signature.mutates for signature in version.signatures)
+            if version.serving() != [link.name] or version.retired or stateful:
                 continue
             under_way = self._migrations.of(version)
             target = self._room.spare(version) if under_way is None else None
@@ -178,5 +187,5 @@ class Rolling:
     def _verify(self, one: Replacement) -> None:
         """See that the memory of the process before has come back."""
         link = one.link
-        one.returned = one.unique - link.unique
+        one.returned = one.unique - link.unique if one.unique else None  # it was not we who ended it
         self._log.info("worker.replaced", worker=link.name, returned=one.returned, bytes=link.unique)

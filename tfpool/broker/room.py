@@ -100,7 +100,8 @@ class Room:
                 self.check(version, link)
             except TfpoolError:
                 continue
-            found.append((self._budget.missing(link, version), len(link.resident), link.name))
+            models = len(link.resident) + len(link.loads) + len(link.loading)
+            found.append((self._budget.missing(link, version), models, link.name))
         return min(found)[2] if found else None
 
     def idle(self, link: Link) -> list[Version]:

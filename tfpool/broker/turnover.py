@@ -29,6 +29,8 @@ class Turnover:
     def halted(self, link: Link) -> None:
         """A worker will not come back: others take its models."""
         link.state = WorkerState.HALTED
+        link.loads.clear()
+        link.reserved.clear()
         if link.kept_for in self._registry.by_handle:
             self.release(self._registry.by_handle[link.kept_for])
         for version in self._registry.versions():
@@ -78,7 +80,7 @@ class Turnover:
 
     @staticmethod
     def _back(link: Link) -> None:
-        link.state, link.drained = WorkerState.READY, False
+        link.state, link.drained = WorkerState.DRAINING if link.leaving else WorkerState.READY, False
 
     # -- isolated versions -------------------------------------------------------------------------------------
 
@@ -158,9 +160,7 @@ class Turnover:
         if alone is not None:
             alone.isolated = ""
         link.kept_for = 0
-        for version in self._registry.versions():
-            if version.serving() and not (version.retired or version.stopped):
-                self._residence.start(version)
+        self._residence.refill()
 
     # -- what a worker holds -----------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ OVER = ("DONE", "ABORTED")
 GATES = {"LOADING": "hold", "WARMING": "warming", "DRAINING": "busy", "UNLOADING": "linger"}
 _SHAPES = ((1, 3), (3, 3), (40, 3), (2, 20_000))
 _QUICK_SECONDS = 0.002
+_STEADY_SECONDS = 0.02
 
 Draw = Callable[[np.random.Generator], Array]
 
@@ -37,6 +38,11 @@ def mixed(dice: np.random.Generator) -> Array:
 def quick(dice: np.random.Generator) -> Array:
     """A row for the slow model, for which it is not slow."""
     return dice.random(1, np.float32) * np.float32(_QUICK_SECONDS)
+
+
+def steady(_: np.random.Generator) -> Array:
+    """A row for the slow model of which a worker can do fifty a second."""
+    return np.array([_STEADY_SECONDS], np.float32)
 
 
 class Crowd:

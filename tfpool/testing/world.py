@@ -84,7 +84,7 @@ class World:
         )
         self.migrations = Migrations(self.fleet, self.residence, lambda: self.now)
         self.turnover = Turnover(self.registry, self.fleet, room, self.residence, self.migrations)
-        self.rolling = Rolling(self.registry, self.fleet, room, self.migrations, self.recycle)
+        self.rolling = Rolling(self.registry, self.fleet, room, self.migrations, self.recycle, self.residence.refill)
         self.room = room
         self.blame = Blame(self.registry, self.scheduler, self.residence, self.turnover, self.notebook)
         self.resolver = Resolver(self.registry)

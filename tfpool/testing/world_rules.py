@@ -87,4 +87,6 @@ def check_rest(world: World) -> None:
             if version.goal is Goal.SERVE and version.failures == 0:
                 assert version.state is State.AVAILABLE, f"{version.key} is {version.state}"
         for version in model.versions.values():
+            known = version.described and version.goal is not Goal.OFF and version.error is None
+            assert version.on or version.cold or not known, f"{version.key} is nowhere, and nobody would wake it"
             assert version.settled, f"{version.key} is {version.state}"
