@@ -224,7 +224,7 @@ class Walk:
         check_rest(self.world)
 
 
-@pytest.mark.parametrize("seed", [*range(10), 213, 642, 761, 942, 1160, 1550])
+@pytest.mark.parametrize("seed", [*range(10), 213, 642, 761, 942, 1160, 1550, 1087, 1283, 1293, 7020])
 @pytest.mark.parametrize("memory", [None, BASE + 8 * MIB])
 def test_whatever_happens(seed: int, memory: int | None) -> None:
     walk = Walk(seed, memory)

@@ -226,8 +226,7 @@ class Lifecycle:
         try:
             take_description(version, read.result())
         except TfpoolError as error:
-            version.error = error
-            self.failed(version, error, final=False)
+            self.residence.give_up(version, error, final=False)  # requests may wait for one that has served before
             self._log.warning("model.failed", model=version.key.name, version=version.key.version, error=error.message)
             return
         model = self._registry.models[version.key.name]

@@ -84,7 +84,7 @@ class Residence:
             able = self._room.able(version)
         except TfpoolError as error:
             if not held:
-                self._give_up(version, error, final=isinstance(error, ResourceExhausted))
+                self.give_up(version, error, final=isinstance(error, ResourceExhausted))
             return
         able = [link for link in able if version.on.get(link.name) is not State.DRAINING]
         if not able and not held:
@@ -303,7 +303,7 @@ class Residence:
         error = self._budget.impossible(link, newest) if newest is not None else None
         if newest is not None and error is not None and newest.serving() == [link.name]:
             self.leaving.drain_from(newest, link.name)
-            self._give_up(newest, error, final=True)
+            self.give_up(newest, error, final=True)
             return
         for victim in self._budget.victims(excess, [v for v in self._room.idle(link) if v is not newest]):
             self.evict(link, victim)
@@ -332,15 +332,16 @@ class Residence:
         self._log.warning("model.failed", model=version.key.name, version=version.key.version, error=error.message)
         version.error = error
         if not version.serving() and version.state is State.FAILED:
-            self._give_up(version, error, final)
+            self.give_up(version, error, final)
 
     def stop(self, version: Version, error: TfpoolError) -> None:
         """Take a version out of service: what waits is refused, what runs may end. Only a load brings it back."""
         version.error = error
         self.drain(version, failure(version))
-        self._give_up(version, error, final=True)
+        self.give_up(version, error, final=True)
 
-    def _give_up(self, version: Version, error: TfpoolError, final: bool) -> None:
+    def give_up(self, version: Version, error: TfpoolError, final: bool) -> None:
+        """No worker can serve a version: what waits is refused."""
         version.error = error
         self._registry.epoch += 1
         self._decide(ev.ServableGone(version.key, failure(version)))
