@@ -51,6 +51,22 @@ def test_what_waits_leaves_at_the_pace_so_far(rows: int, seconds: float) -> None
     assert expected_wait(queue, make(), 0.0) == pytest.approx(200 / rows * seconds, rel=0.05)
 
 
+def test_one_pause_is_no_pace() -> None:
+    """A worker died, say: a thousand rows a second before and after, and nothing for half a second."""
+    queue = make_queue()
+    queue.push(make(1000))
+    for step in range(20):
+        paced(queue, 10, 1.0 + 0.01 * step)
+    assert expected_wait(queue, make(), 0.0) == pytest.approx(1.0, rel=0.1)
+    paced(queue, 10, 1.69)
+    assert expected_wait(queue, make(), 0.0) < 5.0, "not fifty seconds"
+    paced(queue, 10, 2.19)
+    assert expected_wait(queue, make(), 0.0) > 20.0, "the second time it is believed"
+    for step in range(1, 60):
+        paced(queue, 10, 2.19 + 0.01 * step)
+    assert expected_wait(queue, make(), 0.0) == pytest.approx(1.0, rel=0.1)
+
+
 def test_the_pace_is_not_known_from_a_batch_or_from_some_at_once() -> None:
     queue = make_queue()
     queue.push(make(200))

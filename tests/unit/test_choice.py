@@ -3,8 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfpool.placement.choice import Candidate, choose, place
-from tfpool.placement.snapshot import Demand, Hold, Replica, ServableView, Snapshot, WorkerView
+from tfpool.placement.choice import Candidate, place
 
 MB = 1 << 20
 CANDIDATES = st.lists(
@@ -77,53 +76,3 @@ def test_what_is_placed_is_allowed_and_wanted(
             <= (overfull(other), other.loads, round(other.busy, 1), other.used)
             for other in passed_over
         )
-
-
-def pool(*workers: WorkerView, others: tuple[ServableView, ...] = (), **more: object) -> Snapshot:
-    new = ServableView(1, "new", 100 * MB, 150 * MB, 1.0, **more)  # type: ignore[arg-type]
-    return Snapshot(0.0, workers, (new, *others))
-
-
-def other(
-    handle: int, worker: str, rows: float = 0.0, hold: Hold = Hold.SERVES, load_seconds: float = 1.0
-) -> ServableView:
-    asked = Demand(rows, rows)
-    at = {worker: Replica(hold, 0.0)}
-    return ServableView(handle, f"m{handle}", MB, MB, load_seconds, asked, asked, {worker: 0.01}, on=at)
-
-
-def test_of_unknown_demand_the_fewest_bytes_come_first_then_models_then_names() -> None:
-    assert choose(pool(WorkerView("a", held=9), WorkerView("b", held=5), WorkerView("c", held=7)), 1, 2) == ["b", "c"]
-    assert choose(pool(WorkerView("a"), WorkerView("b"), others=(other(2, "a"),)), 1, 1) == ["b"]
-    assert choose(pool(WorkerView("b"), WorkerView("a")), 1, 3) == ["a", "b"]
-
-
-def test_room_for_the_load_goes_before_all_else() -> None:
-    small, large = WorkerView("a", room=140 * MB), WorkerView("b", room=900 * MB, held=700 * MB)
-    assert choose(pool(small, large), 1, 1) == ["b"]
-    assert choose(pool(small), 1, 1) == ["a"], "overfull is better than nowhere"
-
-
-def test_known_demand_goes_where_it_waits_least() -> None:
-    asked = Demand(30.0, 30.0)
-    busy = other(2, "a", rows=60.0)
-    found = choose(
-        pool(WorkerView("a"), WorkerView("b", held=9), others=(busy,), fast=asked, slow=asked, row_seconds={"b": 0.01}),
-        1,
-        1,
-    )
-    assert found == ["b"]
-
-
-def test_what_is_asked_for_goes_where_it_is_loaded_soonest() -> None:
-    coming = other(2, "a", hold=Hold.COMES, load_seconds=5.0)
-    workers = WorkerView("a"), WorkerView("b", held=900)
-    assert choose(pool(*workers, others=(coming,), fast=Demand(1.0, 1.0)), 1, 1) == ["b"]
-    assert choose(pool(*workers, others=(coming,)), 1, 1) == ["a"]
-
-
-def test_only_workers_that_may_are_chosen() -> None:
-    workers = WorkerView("a", open=False), WorkerView("b", kept_for=7), WorkerView("c", kept_for=1), WorkerView("d")
-    assert choose(pool(*workers), 1, 9) == ["c", "d"]
-    assert choose(pool(*workers, pins=("d",)), 1, 9) == ["d"]
-    assert choose(pool(*workers, on={"d": Replica(Hold.GOES, 0.0)}), 1, 9) == ["c"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from tfpool.broker.fleet import WorkerState
 from tfpool.broker.rolling import Replacement, Stage
 from tfpool.placement.snapshot import Kind

@@ -48,7 +48,7 @@ class Effects:
                 self._dispatch(action.batch)
             elif type(action) is ev.Deliver:
                 self._courier.deliver(action.batch, results, run)
-                self._fleet.links[action.batch.worker].busy += run
+                self._fleet.links[action.batch.worker].ran(action.batch.spec.servable.life, action.batch.rows, run)
             elif type(action) is ev.Refuse:
                 for segment in action.segments:
                     if segment.twin is not None:

@@ -38,7 +38,8 @@ class Link:
     ``deaths`` counts the processes that died under this name. ``heard`` says that the worker has spoken since somebody
     last looked; ``outlives`` that it has been left by an earlier broker; ``drained`` that nobody wants it to serve;
     ``closed`` that it is given no models, for it is about to be replaced; ``kept_for`` is the version that it is kept
-    for, or 0. ``residue`` are bytes that unloaded models have left behind, as of the last unload.
+    for, or 0. ``residue`` are bytes that unloaded models have left behind, as of the last unload. ``spent`` has, since
+    the planner last looked, the rows, seconds and batches of each version that has run.
     """
 
     settings: WorkerSettings
@@ -67,6 +68,7 @@ class Link:
     closed: bool = False
     kept_for: int = 0
     residue: int = 0
+    spent: dict[int, list[float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -85,6 +87,17 @@ class Link:
         """The worker has measured its memory. A GPU that tells nothing for once leaves what it told before."""
         self.gauge = gauge
         self.unique = gauge.unique if not self.on_gpu else self.unique if gauge.gpu is None else gauge.gpu
+
+    def ran(self, handle: int, rows: int, seconds: float) -> None:
+        """A batch of a version has run here."""
+        self.busy += seconds
+        spent = self.spent.get(handle)
+        if spent is None:
+            self.spent[handle] = [float(rows), seconds, 1.0]
+        else:
+            spent[0] += rows
+            spent[1] += seconds
+            spent[2] += 1
 
     def ring(self, verb: Bell, *fields: Any, fds: tuple[int, ...] = ()) -> None:
         """Tell the worker. A dead worker hears nothing; its end of file is on its way."""

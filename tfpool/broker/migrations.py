@@ -201,8 +201,8 @@ class Migrations:
         """The target died: the source keeps the version, or takes it back; where it cannot any more, others load it."""
         if before in (Phase.ROUTED, Phase.DRAINING, Phase.UNLOADING) and not self._residence.leaving.keep(version):
             version.cold = version.urgent = True
-        others = [w for w, state in version.on.items() if w != target and state is not State.FAILED]
-        if others and version.on.get(target) is State.NEW:
+        stay = [w for w, state in version.on.items() if w != target and state not in (State.FAILED, State.DRAINING)]
+        if stay and version.on.get(target) not in (None, State.FAILED):  # its next process may load it already
             self._residence.leaving.drain_from(version, target)
 
     def _tell(self, what: str, migration: Migration) -> None:

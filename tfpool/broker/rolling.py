@@ -168,8 +168,8 @@ class Rolling:
         name = one.link.name
         for move in moved:
             version = move.version
-            elsewhere = version.serving() != [move.target] or self._migrations.of(version) is not None
-            if move.error is not None or version.retired or elsewhere:
+            elsewhere = move.target not in version.serving() or name in version.on
+            if move.error is not None or version.retired or elsewhere or self._migrations.of(version) is not None:
                 continue
             try:
                 self._room.check(version, one.link)

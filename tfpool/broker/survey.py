@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import exp
+from operator import add
 
 from tfpool.broker.budget import Budget, limit
 from tfpool.broker.fleet import Fleet, Link
@@ -10,7 +12,7 @@ from tfpool.broker.meters import Meters
 from tfpool.broker.migrations import Migrations
 from tfpool.broker.registry import Goal, Registry, Version
 from tfpool.broker.residence import Residence
-from tfpool.placement.rates import Rates
+from tfpool.placement.rates import SLOW_SECONDS, Rates
 from tfpool.placement.snapshot import NOTHING, Hold, Replica, ServableView, Snapshot, WorkerView
 from tfpool.repository.states import State
 from tfpool.scheduler.core import Scheduler
@@ -25,6 +27,7 @@ _HOLDS = {
     State.DRAINING: Hold.GOES,
 }
 GUESSED_LOAD_SECONDS = 1.0
+FORGOTTEN_ROWS = 0.01
 
 
 class Survey:
@@ -52,6 +55,8 @@ class Survey:
         self._rates: dict[int, Rates] = {}
         self._replicas: dict[tuple[int, str], Replica] = {}
         self._shunned: dict[int, float] = {}
+        self._costs: dict[tuple[int, str], list[float]] = {}
+        self._looked = 0.0
 
     def shun(self, version: Version, until: float) -> None:
         """Have the planner leave a version alone for a while: what it wanted of it could not be done."""
@@ -60,6 +65,7 @@ class Survey:
     def look(self, now: float) -> None:
         """Take in what has been asked since the last look."""
         versions = self._registry.by_handle
+        self._take_in_runs(now)
         for handle, version in versions.items():
             rates = self._rates.get(handle)
             if rates is None:
@@ -73,6 +79,18 @@ class Survey:
             for handle, worker, state in held
             if state in _HOLDS
         }
+
+    def _take_in_runs(self, now: float) -> None:
+        """What runs have cost since the last look; what was before counts for less and less."""
+        fade = exp(-(now - self._looked) / SLOW_SECONDS) if now > self._looked else 1.0
+        self._looked = now
+        faded = ((place, [value * fade for value in cost]) for place, cost in self._costs.items())
+        self._costs = {place: cost for place, cost in faded if cost[0] > FORGOTTEN_ROWS}
+        for link in self._fleet.links.values():
+            for handle, spent in link.spent.items():
+                known = self._costs.get((handle, link.name))
+                self._costs[handle, link.name] = spent if known is None else list(map(add, known, spent))
+            link.spent = {}
 
     def _replica(self, handle: int, worker: str, hold: Hold, now: float) -> Replica:
         known = self._replicas.get((handle, worker))
@@ -156,10 +174,14 @@ class Survey:
         return tuple(name for name in version.settings.pin or self._fleet.links if name not in failed)
 
     def row_seconds(self, version: Version) -> Mapping[str, float]:
-        """Worker seconds that a row takes, by worker, in batches as they have been of late.
+        """Worker seconds that a row takes, by worker: as its runs of late have cost, or, where there were none, as its
+        latency curves have it. One batch differs from the next, and a curve follows the last few."""
+        costs = ((worker, self._costs.get((version.handle, worker))) for worker in self._fleet.links)
+        measured = {w: (cost[1] + BATCH_OVERHEAD_SECONDS * cost[2]) / cost[0] for w, cost in costs if cost is not None}
+        return measured or self._foreseen(version)
 
-        With several signatures it is the one that has run last which counts.
-        """
+    def _foreseen(self, version: Version) -> Mapping[str, float]:
+        """By the curves, in batches as they have been of late; of several signatures the one that ran last counts."""
         rows = max(1, round(self._meters.model(version.key.name).recent_rows))
         newest: dict[str, tuple[float, float]] = {}
         for index in range(len(version.signatures)):

@@ -19,12 +19,17 @@ WORTHWHILE = 0.8
 HEADROOM = 0.7  # of a deadline may be spent in the queue: runs take longer at times, and answers have to travel
 _MEMORY_SECONDS = 0.1
 _LEAST_PACING = 0.005
+_PAUSE_TIMES, _LEAST_PAUSE = 4.0, 0.05
 
 
 def paced(queue: Queue, rows: int, now: float) -> None:
-    """``rows`` rows leave a queue while others stay in it."""
+    """``rows`` rows leave a queue while others stay in it.
+
+    One long gap is a pause (a worker died, a model moved), and no pace; the second one in a row is believed.
+    """
     if queue.pacing or queue.paced:
-        passed = now - queue.sent
+        gap, queue.gap = queue.gap, now - queue.sent
+        passed = min(queue.gap, max(_PAUSE_TIMES * gap, _LEAST_PAUSE))
         kept = exp(-passed / _MEMORY_SECONDS)
         queue.paced = kept * queue.paced + rows
         queue.pacing = kept * queue.pacing + passed

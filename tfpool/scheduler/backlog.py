@@ -59,7 +59,7 @@ class Backlog:
         if queue.segments:
             return False
         queue.rows = 0
-        queue.paced = queue.pacing = 0.0
+        queue.paced = queue.pacing = queue.gap = 0.0
         queue.earliest = NEVER
         name = queue.spec.servable.name
         group = self._waiting.get(name)

@@ -158,7 +158,7 @@ class Queue:
     ``held`` has the rows of each client, if the queue is fair among them; ``quantum`` rows make a round. ``curves``
     are those of the signature, by worker; ``route`` has the workers, while something waits. ``earliest`` is no later
     than the first deadline. ``paced`` rows have left in ``pacing`` seconds, the last at ``sent`` (monotonic seconds),
-    without the queue being empty in between.
+    without the queue being empty in between; ``gap`` seconds lay between the last two times.
     """
 
     spec: QueueSpec
@@ -174,6 +174,7 @@ class Queue:
     paced: float = 0.0
     pacing: float = 0.0
     sent: float = 0.0
+    gap: float = 0.0
 
     def __post_init__(self) -> None:
         policy = self.spec.policy
