@@ -247,6 +247,25 @@ def test_models_nobody_asks_for_leave_where_they_may() -> None:
     assert planned.world.answered(number) == 1
 
 
+def test_a_planner_that_fails_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("it cannot be")
+
+    planned = Planned(ready(model("m"), model("n")))
+    monkeypatch.setattr("tfpool.broker.planning.plan", fail)
+    planned.go(3, m=90)
+    proposal = planned.planning.proposal(planned.world.now)
+    assert proposal is not None
+    assert not proposal.steps
+    applying = planned.planning.apply()
+    planned.go(2, m=90)
+    assert applying.over
+    monkeypatch.undo()
+    planned.measured("m")
+    planned.go(6, m=90)
+    assert len(planned.version().serving()) == 2, "and goes on when it can"
+
+
 def test_decisions_are_kept_with_what_they_were_made_from(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     logbook = Logbook(str(path))

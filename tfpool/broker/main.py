@@ -9,6 +9,7 @@ import gc
 import math
 import signal
 import socket
+import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -55,6 +56,7 @@ from tfpool.telemetry import log
 from tfpool.wire.messages import Bell, Control, pack, unpack
 
 TICK_SECONDS = 1.0
+SWITCH_SECONDS = 0.0005  # requests wait no longer for a thread that plans, or writes
 NEWS_SECONDS = 0.05  # progress looks at every version
 MEETING_SECONDS = 0.5
 SPIN_SECONDS = 150e-6
@@ -66,6 +68,7 @@ def run(control: socket.socket, settings: Settings, outliving: Collection[str] =
     log.configure("broker", settings.server.log_level, settings.server.log_format)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the supervisor decides when to stop
+    sys.setswitchinterval(SWITCH_SECONDS)
     broker = Broker(Doorbell(control, blocking=False), settings)
     try:
         broker.serve(outliving)
@@ -140,6 +143,7 @@ class Broker:
             survey,
             self._logbook,
             self.lifecycle.settled,
+            self.lifecycle.ask,
             self.started,
         )
         self._blame = Blame(self.registry, self.scheduler, self.residence, self.turnover, self.notebook)

@@ -1,14 +1,19 @@
 """When models move: the planner is asked at intervals, or by somebody, and what it says is done.
 
-It says at most one step at a time, from what :class:`Survey` has seen at that moment. Under the policies ``advise`` and
-``static`` nothing is done by itself, but for replacing a worker whose memory earlier models have kept.
+It says at most one step at a time, from what :class:`Survey` has seen at that moment, and thinks in a thread of its
+own. Under the policies ``advise`` and ``static`` nothing is done by itself, but for replacing a worker whose memory
+earlier models have kept.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from typing import Any, NamedTuple
 
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.logbook import Logbook
@@ -25,12 +30,16 @@ from tfpool.settings import PlacementPolicy, PlacementSettings
 from tfpool.telemetry import log
 
 PLANNING_SHARE = 0.01
+LONGEST_SLEEP = 10.0
 WORKERS_PER_MOVE = 4
 MOST_AT_ONCE = 64
-LONGEST_PROPOSAL_SECONDS = 0.1
+LONGEST_PROPOSAL_SECONDS = 1.0
 SHUNNED_SECONDS = 10.0
 LONGEST_START_SECONDS = 60.0
 ASKED_FOR = "plan"
+BEGUN, REFUSED = "begun", "refused"
+
+Ask = Callable[[Callable[[], Any], Callable[[Future[Any]], None]], None]
 _MOVES = (Kind.LOAD, Kind.REPLICATE, Kind.MIGRATE)
 
 
@@ -57,9 +66,47 @@ class Applying:
     over: bool = False
 
 
+class Thought(NamedTuple):
+    """What the planner says to a snapshot, and the seconds of a CPU that it took."""
+
+    snapshot: Snapshot
+    step: Step | None
+    took: float
+
+
+class Proposal(NamedTuple):
+    """All the steps that the planner would take from a snapshot, one after the other; or the first ones, where that
+    takes too long to find out (not ``complete``)."""
+
+    snapshot: Snapshot
+    steps: list[Step]
+    complete: bool
+
+
+def think(snapshot: Snapshot, rules: Rules) -> Thought:
+    """At most one step."""
+    began = time.thread_time()
+    step = plan(snapshot, rules)
+    return Thought(snapshot, step, time.thread_time() - began)
+
+
+def propose(snapshot: Snapshot, rules: Rules) -> Proposal:
+    """As many steps as can be found within a second."""
+    latest, steps = snapshot, list[Step]()
+    until = time.monotonic() + LONGEST_PROPOSAL_SECONDS
+    while len(steps) < MOST_AT_ONCE and time.monotonic() < until:
+        step = plan(latest, rules)
+        if step is None:
+            return Proposal(snapshot, steps, True)
+        steps.append(step)
+        latest = after(latest, step)
+    return Proposal(snapshot, steps, False)
+
+
 class Planning:
-    """``applying`` is the plan that somebody has asked to carry out, the last one if it is over. ``next_look`` is when
-    the pool is to be looked at again (monotonic seconds)."""
+    """``ask`` has a job done in another thread, and calls back with the finished future. ``applying`` is the plan that
+    somebody has asked to carry out, the last one if it is over. ``next_look`` is when the pool is to be looked at again
+    (monotonic seconds)."""
 
     def __init__(
         self,
@@ -74,6 +121,7 @@ class Planning:
         survey: Survey,
         logbook: Logbook,
         settled: Callable[[], bool],
+        ask: Ask,
         now: float,
     ) -> None:
         self._settings = settings
@@ -94,11 +142,14 @@ class Planning:
         self.survey = survey
         self._logbook = logbook
         self._settled = settled
+        self._ask = ask
+        self._thinks = self._proposing = False
         self._started = False
         self._begun = now
         self.next_look = 0.0
         self.applying: Applying | None = None
-        self._proposed: tuple[Snapshot, list[Step], bool] | None = None
+        self._proposed: Proposal | None = None
+        self._fresh_until = 0.0
         self._log = log.get("placement")
 
     @property
@@ -108,27 +159,40 @@ class Planning:
     # -- by itself ---------------------------------------------------------------------------------------------
 
     def step(self, now: float) -> None:
-        """Look at the pool where that is due, and take a step where that is worth it; go on with a plan under way."""
+        """Look at the pool where that is due, and have the planner think; go on with a plan under way."""
+        if self._thinks:
+            return
         if self.applying is not None and not self.applying.over:
             self._go_on(self.applying, now)
-        if now < self.next_look:
-            return
-        began = time.perf_counter()
-        self.survey.look(now)
-        found: tuple[Snapshot, Step | None] | None = None
-        busy = self.applying is not None and not self.applying.over
-        self._started = self._started or self._settled() or now > self._begun + LONGEST_START_SECONDS
-        if self._started and not busy and not self._occupied():
-            snapshot = self.survey.snapshot(now)
-            found = snapshot, plan(snapshot, self.rules)
-        took = time.perf_counter() - began
-        self.next_look = now + max(self._settings.interval_s, took / PLANNING_SHARE)
-        if found is None:
-            return
-        snapshot, step = found
-        may = step is not None and (self._settings.policy is PlacementPolicy.AUTO or step.kind is Kind.RECYCLE)
-        outcome = self.take(step, snapshot, "planner") if step is not None and may else None
-        self._logbook.write(snapshot, self.rules, step, took, "" if outcome is None else said(outcome))
+        elif now >= self.next_look:
+            self.next_look = now + self._settings.interval_s
+            self.survey.look(now)
+            self._started = self._started or self._settled() or now > self._begun + LONGEST_START_SECONDS
+            if self._started and not self._occupied():
+                self._think(self.survey.snapshot(now), self._decided)
+
+    def _think(self, snapshot: Snapshot, done: Callable[[Thought], None]) -> None:
+        """Have the planner look at a snapshot, in another thread: requests do not wait for it."""
+
+        def thought(future: Future[Thought]) -> None:
+            self._thinks = False
+            error = future.exception()
+            if error is not None:  # a planner that fails moves nothing, and stops nobody
+                self._log.error("plan.failed", error=repr(error))
+            done(Thought(snapshot, None, 0.0) if error is not None else future.result())
+
+        self._thinks = True
+        self._ask(partial(think, snapshot, self.rules), thought)
+
+    def _decided(self, thought: Thought) -> None:
+        """Take the step, if the policy lets us, and write down what was decided."""
+        step = thought.step
+        rest = min(thought.took / PLANNING_SHARE, LONGEST_SLEEP * self._settings.interval_s)
+        self.next_look = max(self.next_look, thought.snapshot.now + rest)
+        may = step is not None and (self.policy is PlacementPolicy.AUTO or step.kind is Kind.RECYCLE)
+        outcome = self.take(step, thought.snapshot, "planner") if step is not None and may else None
+        said = "" if outcome is None else REFUSED if outcome.error is not None else BEGUN
+        self._logbook.write(thought.snapshot, self.rules, step, thought.took, said)
 
     def _occupied(self) -> bool:
         """Whether enough is moving already."""
@@ -137,24 +201,25 @@ class Planning:
 
     # -- when somebody asks ------------------------------------------------------------------------------------
 
-    def proposal(self, now: float) -> tuple[Snapshot, list[Step], bool]:
-        """The pool as it is, the steps that the planner would take, one after the other, and whether these are all:
-        it is given a tenth of a second. Who asks again within ``interval_s`` gets the same: anybody may ask."""
-        if self._proposed is not None and now < self._proposed[0].now + self._settings.interval_s:
-            return self._proposed
-        self.survey.look(now)
-        snapshot = latest = self.survey.snapshot(now)
-        steps: list[Step] = []
-        complete, until = False, time.perf_counter() + LONGEST_PROPOSAL_SECONDS
-        while not complete and len(steps) < MOST_AT_ONCE and time.perf_counter() < until:
-            step = plan(latest, self.rules)
-            if step is None:
-                complete = True
-            else:
-                steps.append(step)
-                latest = after(latest, step)
-        self._proposed = snapshot, steps, complete
+    def proposal(self, now: float) -> Proposal | None:
+        """The pool as it is, and what the planner would do; None while it thinks. Who asks again within ``interval_s``
+        gets the same."""
+        if self._proposed is not None and now >= self._fresh_until:
+            self._proposed = None
+        if self._proposed is None and not self._proposing:
+            self._proposing = True
+            self.survey.look(now)
+            self._ask(partial(propose, self.survey.snapshot(now), self.rules), self._has_proposed)
+        if self._proposed is not None:  # it is fresh from when somebody first hears it
+            self._fresh_until = min(self._fresh_until, now + self._settings.interval_s)
         return self._proposed
+
+    def _has_proposed(self, future: Future[Proposal]) -> None:
+        self._proposing, self._fresh_until = False, inf
+        error = future.exception()
+        if error is not None:
+            self._log.error("plan.failed", error=repr(error))
+        self._proposed = Proposal(Snapshot(0.0, (), ()), [], False) if error is not None else future.result()
 
     def apply(self) -> Applying:
         """Carry the plan out now, whatever the policy; one that is under way goes on."""
@@ -163,16 +228,19 @@ class Planning:
         return self.applying
 
     def _go_on(self, applying: Applying, now: float) -> None:
-        if applying.outcomes and not applying.outcomes[-1].over:
+        if self._rolling.busy or (applying.outcomes and not applying.outcomes[-1].over):
             return
-        if self._rolling.busy:
-            return
-        snapshot = self.survey.snapshot(now)
-        step = plan(snapshot, self.rules) if len(applying.outcomes) < MOST_AT_ONCE else None
-        if step is None:
+        if len(applying.outcomes) >= MOST_AT_ONCE:
             applying.over = True
             return
-        applying.outcomes.append(self.take(step, snapshot, ASKED_FOR))
+
+        def decided(thought: Thought) -> None:
+            if thought.step is None:
+                applying.over = True
+            else:
+                applying.outcomes.append(self.take(thought.step, thought.snapshot, ASKED_FOR))
+
+        self._think(self.survey.snapshot(now), decided)
 
     # -- doing it ----------------------------------------------------------------------------------------------
 
@@ -221,8 +289,3 @@ class Planning:
         if version not in self.room.idle(link):
             raise FailedPrecondition(f"{version.key} is in use on {link.name}")
         self._residence.evict(link, version)
-
-
-def said(outcome: Outcome) -> str:
-    """An outcome in a word, for the journal."""
-    return "refused" if outcome.error is not None else "begun"

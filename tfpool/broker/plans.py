@@ -27,16 +27,19 @@ _NOTES = {
 }
 
 
-def proposal(broker: Broker) -> Row:
-    """What the planner would do, and why, with the pool before and after."""
-    begin, steps, all_of_them = broker.planning.proposal(time.monotonic())
+def proposal(broker: Broker) -> Row | None:
+    """What the planner would do, and why, with the pool before and after; None while it thinks."""
+    found = broker.planning.proposal(time.monotonic())
+    if found is None:
+        return None
+    begin, steps, complete = found
     end = begin
     for step in steps:
         end = after(end, step)
     now, then = Board(Facts(begin)), Board(Facts(end))
     policy = broker.planning.policy
     note = _NOTES[policy] if steps else "nothing that could be moved gains more than moving it costs"
-    if not all_of_them:
+    if not complete:
         note = "; ".join(filter(None, (note, "these are the first steps: more may follow")))
     return {
         "policy": policy.value,

@@ -86,7 +86,8 @@ def queues(broker: Broker) -> list[dict[str, Any]]:
 
 def plan(broker: Broker) -> dict[str, Any]:
     """What the planner would do, and why; migrations under way, and the last that ended."""
-    return plans.proposal(broker)
+    answer: dict[str, Any] = soon(lambda: plans.proposal(broker))
+    return answer
 
 
 def stats(broker: Broker) -> dict[str, Any]:

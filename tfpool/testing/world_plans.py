@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from tfpool.broker.logbook import Logbook
@@ -12,6 +14,16 @@ from tfpool.testing.world import World
 from tfpool.testing.world_fakes import MIB
 
 RESIDUE_LIMIT = 64 * MIB
+
+
+def at_once(job: Callable[[], Any], done: Callable[[Future[Any]], None]) -> None:
+    """Do a job here and now."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(job())
+    except Exception as error:
+        future.set_exception(error)
+    done(future)
 
 
 def planner(world: World, journal: Logbook | None = None, **settings: Any) -> Planning:
@@ -39,5 +51,6 @@ def planner(world: World, journal: Logbook | None = None, **settings: Any) -> Pl
         survey,
         journal or Logbook(None),
         world.lifecycle.settled,
+        at_once,
         world.now,
     )
