@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tfpool.testing.leaks import Traces, left_behind
+from tfpool.testing.leaks import Traces, left_behind, mark
 
 settings.register_profile(
     "tfpool", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("tfpool")
+mark()
 
 
 @pytest.fixture(autouse=True)
@@ -24,5 +25,5 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     found = left_behind(before)
     if "tests/tf/" in request.node.nodeid:  # TensorFlow keeps threads and descriptors of its own
-        found = [line for line in found if line.startswith(("child", "/dev/shm")) or "tfpool" in line]
+        found = [line for line in found if line.startswith(("child", "orphan", "/dev/shm")) or "tfpool" in line]
     assert not found, "left behind: " + "; ".join(found)

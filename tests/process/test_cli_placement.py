@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from tfpool.cli.main import main
 from tfpool.testing.fake_worker import FakePool, aside, model, until
-from tfpool.testing.moving import Crowd, quick
+from tfpool.testing.moving import Crowd, steady
 
 pytestmark = pytest.mark.process
 MIB = 1 << 20
@@ -124,7 +124,7 @@ def test_nothing_to_do(shell: Shell) -> None:
 
 def test_a_plan_is_carried_out(shell: Shell, pool: FakePool) -> None:
     home = shell.home("slow")
-    with pool.client(timeout=20.0) as client, Crowd(client, "slow", factor=1, draw=quick) as crowd:
+    with pool.client(timeout=20.0) as client, Crowd(client, "slow", factor=1, draw=steady, lanes=8) as crowd:
         (step, *_) = until(lambda: shell.json("plan")["steps"], 20.0)
         assert step["model"] == "slow"
         assert "slow:1" in shell("plan", "--dry-run")

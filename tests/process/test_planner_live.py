@@ -14,7 +14,7 @@ from tfpool.placement.journal import Entry, Reader
 from tfpool.placement.snapshot import Kind, Step
 from tfpool.settings import PlacementPolicy
 from tfpool.testing.fake_worker import BASE_BYTES, FakePool, loads, until
-from tfpool.testing.moving import Crowd, held, homes, migrate, migrations, pids, settled
+from tfpool.testing.moving import Crowd, held, homes, migrate, migrations, pids, settled, steady
 
 pytestmark = pytest.mark.process
 MakePool = Callable[..., FakePool]
@@ -22,19 +22,13 @@ X = np.ones((1, 4), np.float32)
 MIB = 1 << 20
 SOON = 20.0
 LATER = 60.0
-RUN_SECONDS = 0.02
-AUTO = {"policy": PlacementPolicy.AUTO, "interval_s": 0.1}
+AUTO = {"policy": PlacementPolicy.AUTO, "interval_s": 0.1, "hysteresis": 1.0}
 SLOW = {"max_batch_size": 1}
 
 
 def filled(nbytes: int) -> int:
     """The budget of which loads may fill so many bytes."""
     return (BASE_BYTES + nbytes) * 10 // 9
-
-
-def steady(_: np.random.Generator) -> Any:
-    """A row of which a worker can do fifty a second."""
-    return np.float32([RUN_SECONDS])
 
 
 def light(dice: np.random.Generator) -> Any:
@@ -94,7 +88,7 @@ def test_no_more_replicas_than_the_settings_allow(make_pool: MakePool) -> None:
         Crowd(client, "two", 1, steady, lanes=16) as crowd,
     ):
         until(lambda: len(homes(client, "two")) == 2, LATER, "it has a second replica")
-        crowd.served(400)
+        crowd.served(200)
         assert (len(homes(client, "slow")), len(homes(client, "two"))) == (1, 2)
 
 
@@ -105,11 +99,10 @@ def test_a_model_leaves_a_worker_that_is_too_busy(make_pool: MakePool) -> None:
         together(client, ["a", "b"])
         with Crowd(client, "a", 1, steady, lanes=4) as one, Crowd(client, "b", 1, steady, lanes=4) as other:
             until(lambda: homes(client, "a") != homes(client, "b"), LATER, "they are apart")
-            one.served()
-            other.served()
+            one.served(32)
+            other.served(32)
             before = len(migrations(client))
-            one.served(200)
-            other.served(200)
+            one.served(50)
             moves = [row for row in migrations(client)[before:] if row["model"] in "ab"]
             assert moves == [], "and stay so"
 
@@ -145,7 +138,7 @@ def test_room_is_made_where_all_that_is_free_lies_apart(make_pool: MakePool, tmp
 def test_what_may_leave_memory_does_and_wakes(make_pool: MakePool) -> None:
     """What shall have a replica stays, though nobody asks for it."""
     kinds = [("double", {"replicas": (0, 1), "nbytes": 4 * MIB}), ("numbered", {"nbytes": 4 * MIB}), ("slow", SLOW)]
-    pool = make_pool(kinds, placement={**AUTO, "idle_s": 1.0})
+    pool = make_pool(kinds, placement={**AUTO, "idle_s": 0.5})
     with pool.client(timeout=SOON) as client:
         for count in (1, 2):
             assert client.predict("double", X)["y"].tolist() == (2 * X).tolist()

@@ -50,6 +50,7 @@ def test_all_workers_are_replaced_under_load(make_pool: MakePool, workers: int) 
     ]
     pool = make_pool(kinds, workers=workers)
     with pool.client(timeout=SOON) as client:
+        settled(client, "echo", workers)  # its second replica may still load when the pool is ready
         tap, before, where = Tap(client), pids(client), placed(client)
         with Crowd(client) as crowd, Crowd(client, "slow", 1, quick, lanes=16), Crowd(client, "numbered", 1, _four):
             rows = restart_all(client)

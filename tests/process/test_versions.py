@@ -142,6 +142,7 @@ def test_a_broken_version_leaves_the_old_one_and_serves_when_it_is_repaired(make
             (made / "saved_model.pb").write_text("repaired")
             until(lambda: states(client) == {2: "AVAILABLE"}, SOON)
         assert set(seen) == {1.0, 2.0}
+        until(lambda: len(client.status("numbered")) == 1, SOON, "version 1 has left")
         (row,) = client.status("numbered")
         assert row["error"] is None
         assert len(row["workers"]) == 1, "one that it failed on does not hold it"

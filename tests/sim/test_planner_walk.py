@@ -60,7 +60,13 @@ def pool(seed: int, *, steady: bool = True, calm: bool = False) -> Snapshot:
             )
         )
     workers = tuple(
-        WorkerView(name, room=budget, held=held[name], open=calm or dice.random() < 0.9, threads=dice.choice([1, 2]))
+        WorkerView(
+            name,
+            room=budget if dice.random() < 0.9 else None,
+            held=held[name],
+            open=calm or dice.random() < 0.9,
+            threads=dice.choice([1, 2]),
+        )
         for name in names
     )
     return Snapshot(0.0, workers, tuple(models))

@@ -218,13 +218,13 @@ def test_large_tensors(client: tfpool.Client, reference: References) -> None:
 def test_basic_pitch_hears_a_440_hz_sine() -> None:
     path = str(REAL_MODELS / "basic_pitch")
     sine = np.sin(2 * np.pi * 440 * np.arange(43844) / 22050).astype(np.float32)[None, :, None]
-    silence = np.zeros_like(sine)
+    noise = np.random.default_rng(7).normal(0.0, 0.1, sine.shape).astype(np.float32)  # it hears roundings in silence
     with tfpool.Pool({"basic_pitch": path}, workers=1) as pool, Reference(path) as reference:
-        replies = [pool.client().submit("basic_pitch", {"input_2": x}) for x in (sine, silence, sine)]
+        replies = [pool.client().submit("basic_pitch", {"input_2": x}) for x in (sine, noise, sine)]
         answers = [reply.result(60) for reply in replies]
         assert set(answers[0]) == {"note", "onset", "contour"}
         assert int(answers[0]["note"][0].mean(axis=0).argmax()) == 48
-        for x, answer in zip((sine, silence, sine), answers, strict=True):
+        for x, answer in zip((sine, noise, sine), answers, strict=True):
             same(answer, reference.predict({"input_2": x}), 1e-3)
 
 

@@ -29,7 +29,7 @@ from tfpool.placement.snapshot import Kind, Rules, Snapshot, Step
 from tfpool.settings import PlacementPolicy, PlacementSettings
 from tfpool.telemetry import log
 
-PLANNING_SHARE = 0.01
+PLANNING_SHARE = 0.05
 LONGEST_SLEEP = 10.0
 WORKERS_PER_MOVE = 4
 MOST_AT_ONCE = 64

@@ -61,7 +61,7 @@ def replay(
     most: int | None,
     as_json: bool,
 ) -> None:
-    """Ask what another pool would have made of a recorded demand.
+    """Play a recorded demand to another pool.
 
     LOG is the journal of the placement (the setting journal in [placement]). What it says was asked for is played to
     the pool as it was recorded, and to one that is otherwise, both with the planner of this version, in a simulation:

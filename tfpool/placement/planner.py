@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tfpool.placement.board import Board, Facts
 from tfpool.placement.chains import best_chain
-from tfpool.placement.choice import Candidate, choose, place
+from tfpool.placement.choice import Candidate, place
 from tfpool.placement.ground import NOWHERE
 from tfpool.placement.housekeeping import tidy
 from tfpool.placement.moves import Move
@@ -19,7 +19,7 @@ from tfpool.placement.snapshot import Kind, Rules, Snapshot, Step
 from tfpool.placement.steps import after
 from tfpool.placement.weighing import weigh
 
-__all__ = ["Candidate", "after", "choose", "place", "plan", "plan_all"]
+__all__ = ["Candidate", "after", "place", "plan", "plan_all"]
 
 
 def plan(snapshot: Snapshot, rules: Rules) -> Step | None:

@@ -12,7 +12,8 @@ from tfpool.placement.snapshot import Hold, Kind, Rules
 _RESIDENCE_LOADS = 5.0  # load times, for each unit of hysteresis
 _RESIDENCE_SECONDS = 2.5
 _REVERSAL_SECONDS = 180.0
-_REVERSAL = 4.0
+_ON_THE_WAY_SECONDS = 30.0
+_REVERSAL = 10.0
 _ALONE = 20.0
 _CROWD = 10.0  # requests that wait: more are only at a worker with too much to do
 _LOADING = frozenset({Kind.LOAD, Kind.REPLICATE, Kind.MIGRATE})
@@ -28,7 +29,8 @@ def agreed(fast: Any, slow: Any) -> Any:
 
 
 class Restraint:
-    """``moves`` and ``nbytes`` are what the minute still allows."""
+    """``moves`` and ``nbytes`` are what the minute still allows. ``under_way``: a step was taken of late,
+    maybe for the sake of others that have not been taken yet."""
 
     def __init__(self, board: Board, rules: Rules) -> None:
         self.rules = rules
@@ -37,6 +39,7 @@ class Restraint:
         minute = [past for past in snapshot.past if snapshot.now - past.when < 60.0]
         self.moves = rules.moves_per_minute - len(minute)
         self.nbytes = rules.bytes_per_minute - sum(past.nbytes for past in minute if past.kind in _LOADING)
+        self.under_way = any(snapshot.now - past.when < _ON_THE_WAY_SECONDS for past in minute)
         self._left = {
             (past.handle, past.source) for past in snapshot.past if snapshot.now - past.when < _REVERSAL_SECONDS
         }
@@ -52,14 +55,15 @@ class Restraint:
 
     def caution(self, servable: int, target: int) -> float:
         """How many times its cost a move must gain: more where it undoes one of the last minutes."""
-        back = (self._facts.servables[servable].handle, self._facts.workers[target].name) in self._left
-        return self.rules.hysteresis * (_REVERSAL if back else 1.0)
+        return self.rules.hysteresis * (_REVERSAL if self.left(servable, target) else 1.0)
 
     def helps(self, servable: int, source: int, target: int) -> bool:
         """Whether a servable may leave ``source`` for the sake of another one: not to and fro."""
-        handle, workers = self._facts.servables[servable].handle, self._facts.workers
-        places = [workers[source].name, *([workers[target].name] if target >= 0 else [])]
-        return all((handle, place) not in self._left for place in places)
+        return not self.left(servable, source) and (target < 0 or not self.left(servable, target))
+
+    def left(self, servable: int, worker: int) -> bool:
+        """Whether a servable has left a worker of late."""
+        return (self._facts.servables[servable].handle, self._facts.workers[worker].name) in self._left
 
     def affords(self, kind: Kind, nbytes: int) -> bool:
         """Whether the minute has a step left, and the bytes that it loads."""

@@ -13,6 +13,7 @@ from tfpool.placement.restraint import Restraint, agreed
 from tfpool.placement.snapshot import Kind
 
 LEAST_WORTH = 1e-3  # seconds of waiting within the horizon: less than this is no gain
+_ASIDE = 0.2  # seconds for each servable that is out of memory meanwhile: the way may have to be gone back
 _EFFORT = 0.01  # seconds for each move, so that no way is gone that leads nowhere
 
 
@@ -44,7 +45,8 @@ def weigh(board: Board, restraint: Restraint, moves: Sequence[Move]) -> Chain | 
         rise = trial.shift(move.servable, placed(trial, move))
         fast, slow = fast - rise[0], slow - rise[1]
     gain = float(agreed(fast, slow)) * restraint.rules.horizon
-    worth = gain - burden - _EFFORT * (len(moves) - 1)
+    aside = {m.servable for m in moves if m.kind is Kind.EVICT} & {m.servable for m in moves if m.kind is Kind.LOAD}
+    worth = gain - burden - _EFFORT * (len(moves) - 1) - _ASIDE * len(aside)
     return Chain(tuple(moves), gain, cost, worth, trial)
 
 
