@@ -18,7 +18,6 @@ from tfpool.placement.board import Facts
 from tfpool.placement.cost import KNEE, WANTED, queue, slope
 from tfpool.placement.snapshot import Demand, Hold, Replica, ServableView, Snapshot, WorkerView
 
-TIGHT = 1.005
 _TOUCHED = (0.0, *np.linspace(0.05, KNEE, 37).tolist(), 1.2, 1.6, 2.0, 3.0)
 
 
@@ -32,7 +31,7 @@ class Optimum:
     @property
     def tight(self) -> bool:
         """Whether the bound is about reached, so that nothing better can be."""
-        return self.found is not None and self.found <= self.bound * TIGHT + 1e-9
+        return self.found is not None and self.found <= self.bound * 1.005 + 1e-9
 
 
 class _Program:
@@ -58,9 +57,8 @@ class _Program:
         return LinearConstraint(matrix.tocsr(), np.array(self.least), np.array(self.most))
 
 
-def optimum(snapshot: Snapshot, seconds: float, reached: float = np.inf) -> Optimum:
-    """The least cost by the fast averages; ``reached`` is that of a placement that is known, so that no dearer ones are
-    looked at. Servables with crashes are not its matter. Raises ValueError for them."""
+def optimum(snapshot: Snapshot, seconds: float) -> Optimum:
+    """The least cost by the fast averages. Servables with crashes are not its matter. Raises ValueError for them."""
     facts = Facts(snapshot)
     if any(view.crashes for view in facts.servables):
         raise ValueError("got a servable that crashes, expected none: their cost is not linear")
@@ -76,9 +74,7 @@ def optimum(snapshot: Snapshot, seconds: float, reached: float = np.inf) -> Opti
     for n, view in enumerate(facts.servables):
         cells = [n * width + w for w in range(width)]
         for w, cell in enumerate(cells):
-            single = view.replicas[1] == 1  # then it does all the work where it is
-            program.add([(part + cell, 1.0), (on + cell, -1.0)], 0.0 if single else -np.inf, 0.0)
-            program.add([(gone + n, 1.0), (on + cell, 1.0)], -np.inf, 1.0)
+            program.add([(part + cell, 1.0), (on + cell, -1.0)], -np.inf, 0.0)
             if not facts.may(n, w):
                 most[on + cell] = 0.0
         program.add([*((part + cell, 1.0) for cell in cells), (gone + n, 1.0)], 1.0, 1.0)
@@ -110,9 +106,6 @@ def optimum(snapshot: Snapshot, seconds: float, reached: float = np.inf) -> Opti
                 alone += [(part + cell, slope(at) * work[n]), (on + cell, queue(at) - slope(at) * at)]
         program.add([*alone, (waits + w, -1.0)], -np.inf, 0.0)
         weights[waits + w] = 1.0
-    if reached < np.inf:
-        terms = [(column, weight) for column, weight in enumerate(weights.tolist()) if weight]
-        program.add(terms, -np.inf, reached * (1 + 1e-6) + 1e-6)
     whole = np.zeros(columns)
     whole[on:part] = 1
     whole[gone:short] = 1
@@ -123,8 +116,6 @@ def optimum(snapshot: Snapshot, seconds: float, reached: float = np.inf) -> Opti
         constraints=program.constraint(columns),
         options={"time_limit": seconds, "mip_rel_gap": 1e-4},
     )
-    if result.mip_dual_bound is None and reached < np.inf:  # nor is a bound told where nothing was found in time
-        return optimum(snapshot, seconds)
     bound = result.mip_dual_bound if result.mip_dual_bound is not None else 0.0
     return Optimum(result.fun, max(0.0, bound))
 
