@@ -56,6 +56,20 @@ def test_work_moves_from_a_busy_worker_to_a_quiet_one() -> None:
     assert step.nbytes == 10 * MB
 
 
+def test_workers_that_would_only_change_roles_are_left_alone() -> None:
+    """44 % and 21 % are no better than 23 % and 42 %, and two that are alike need not change places."""
+    cheap = {"load_seconds": 0.01}
+    models = (model(1, 0.23, "a", **cheap), model(2, 0.21, "a", **cheap), model(3, 0.21, "b", **cheap))
+    assert plan(pool(*models), RULES) is None
+    assert plan(pool(model(1, 0.82, "a", **cheap), model(2, 0.83, "b", **cheap)), RULES) is None
+
+
+def test_many_small_models_are_spread_one_by_one() -> None:
+    steps = plan_all(pool(*(model(n, 0.03, "a", load_seconds=0.01) for n in range(30))), RULES, 60)
+    assert 10 <= len(steps) <= 16
+    assert {(step.kind, step.source, step.target) for step in steps} == {(Kind.MIGRATE, "a", "b")}
+
+
 def test_a_hot_model_gets_replicas_up_to_what_it_may_have() -> None:
     hot = pool(model(1, 0.9, "a", replicas=(1, 2)), workers="abc")
     step = planned(hot)

@@ -19,6 +19,7 @@ from tfpool.placement.swaps import swaps
 from tfpool.placement.weighing import LEAST_WORTH, Chain, weigh
 
 _LOOKED_AT = 16
+_CLEARLY = 0.05  # of a worker: two that change places, or roles, only seem to gain
 _NEARLY = 0.8  # a move that is worth nearly as much is better than a replica: it takes no memory
 
 
@@ -36,7 +37,7 @@ def best_chain(board: Board, restraint: Restraint) -> Chain | None:
         if not all(restraint.helps(helper.servable, helper.source, helper.target) for helper in helpers):
             continue
         chain = weigh(board, restraint, moves)
-        if chain is None or chain.worth <= LEAST_WORTH:
+        if chain is None or chain.worth <= LEAST_WORTH or not _clear(board, restraint, chain):
             continue
         if best is None or chain.worth > best.worth:
             best = chain
@@ -46,6 +47,21 @@ def best_chain(board: Board, restraint: Restraint) -> Chain | None:
     if best and plain and len(best.moves) == 1 and best.moves[0].kind is Kind.REPLICATE:
         return plain if plain.worth >= _NEARLY * best.worth else best
     return best
+
+
+def _clear(board: Board, restraint: Restraint, chain: Chain) -> bool:
+    """Whether moves between workers leave those that get more to do clearly less busy than the busiest was, by both
+    averages. Without hysteresis anything is clear; so is what keeps crashers apart."""
+    only_moves = all(move.kind is Kind.MIGRATE for move in chain.moves)
+    crashers = any(board.facts.servables[move.servable].crashes for move in chain.moves)
+    if not restraint.rules.hysteresis or not only_moves or crashers:
+        return True
+    touched = {worker for move in chain.moves for worker in (move.source, move.target)}
+    for before, after in zip(board.load, chain.board.load, strict=True):
+        bound = max(before[worker] for worker in touched) - _CLEARLY
+        if any(after[worker] > max(before[worker], bound) for worker in touched):
+            return False
+    return True
 
 
 def _settled(board: Board, restraint: Restraint) -> bool:
