@@ -50,8 +50,9 @@ def best_chain(board: Board, restraint: Restraint) -> Chain | None:
 
 
 def _clear(board: Board, restraint: Restraint, chain: Chain) -> bool:
-    """Whether moves between workers leave those that get more to do clearly less busy than the busiest was, by both
-    averages. Without hysteresis anything is clear; so is what keeps crashers apart."""
+    """Whether a move between workers leaves the one that gets more to do clearly less busy than the other was, and
+    whether several moves leave all of them so, by both averages. Without hysteresis anything is clear; so is what keeps
+    crashers apart."""
     only_moves = all(move.kind is Kind.MIGRATE for move in chain.moves)
     crashers = any(board.facts.servables[move.servable].crashes for move in chain.moves)
     if not restraint.rules.hysteresis or not only_moves or crashers:
@@ -59,7 +60,8 @@ def _clear(board: Board, restraint: Restraint, chain: Chain) -> bool:
     touched = {worker for move in chain.moves for worker in (move.source, move.target)}
     for before, after in zip(board.load, chain.board.load, strict=True):
         bound = max(before[worker] for worker in touched) - _CLEARLY
-        if any(after[worker] > max(before[worker], bound) for worker in touched):
+        single = len(chain.moves) == 1
+        if any(after[w] > (max(before[w], bound) if single else bound) for w in touched):
             return False
     return True
 
