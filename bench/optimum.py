@@ -18,6 +18,7 @@ from tfpool.placement.board import Facts
 from tfpool.placement.cost import KNEE, WANTED, queue, slope
 from tfpool.placement.snapshot import Demand, Hold, Replica, ServableView, Snapshot, WorkerView
 
+TIGHT = 1.005
 _TOUCHED = (0.0, *np.linspace(0.05, KNEE, 37).tolist(), 1.2, 1.6, 2.0, 3.0)
 
 
@@ -31,7 +32,7 @@ class Optimum:
     @property
     def tight(self) -> bool:
         """Whether the bound is about reached, so that nothing better can be."""
-        return self.found is not None and self.found <= self.bound * 1.005 + 1e-9
+        return self.found is not None and self.found <= self.bound * TIGHT + 1e-9
 
 
 class _Program:
@@ -57,8 +58,9 @@ class _Program:
         return LinearConstraint(matrix.tocsr(), np.array(self.least), np.array(self.most))
 
 
-def optimum(snapshot: Snapshot, seconds: float) -> Optimum:
-    """The least cost by the fast averages. Servables with crashes are not its matter. Raises ValueError for them."""
+def optimum(snapshot: Snapshot, seconds: float, reached: float = np.inf) -> Optimum:
+    """The least cost by the fast averages; ``reached`` is that of a placement that is known, so that no dearer ones are
+    looked at. Servables with crashes are not its matter. Raises ValueError for them."""
     facts = Facts(snapshot)
     if any(view.crashes for view in facts.servables):
         raise ValueError("got a servable that crashes, expected none: their cost is not linear")
@@ -74,7 +76,9 @@ def optimum(snapshot: Snapshot, seconds: float) -> Optimum:
     for n, view in enumerate(facts.servables):
         cells = [n * width + w for w in range(width)]
         for w, cell in enumerate(cells):
-            program.add([(part + cell, 1.0), (on + cell, -1.0)], -np.inf, 0.0)
+            single = view.replicas[1] == 1  # then it does all the work where it is
+            program.add([(part + cell, 1.0), (on + cell, -1.0)], 0.0 if single else -np.inf, 0.0)
+            program.add([(gone + n, 1.0), (on + cell, 1.0)], -np.inf, 1.0)
             if not facts.may(n, w):
                 most[on + cell] = 0.0
         program.add([*((part + cell, 1.0) for cell in cells), (gone + n, 1.0)], 1.0, 1.0)
@@ -106,6 +110,9 @@ def optimum(snapshot: Snapshot, seconds: float) -> Optimum:
                 alone += [(part + cell, slope(at) * work[n]), (on + cell, queue(at) - slope(at) * at)]
         program.add([*alone, (waits + w, -1.0)], -np.inf, 0.0)
         weights[waits + w] = 1.0
+    if reached < np.inf:
+        terms = [(column, weight) for column, weight in enumerate(weights.tolist()) if weight]
+        program.add(terms, -np.inf, reached * (1 + 1e-6) + 1e-6)
     whole = np.zeros(columns)
     whole[on:part] = 1
     whole[gone:short] = 1
@@ -116,6 +123,8 @@ def optimum(snapshot: Snapshot, seconds: float) -> Optimum:
         constraints=program.constraint(columns),
         options={"time_limit": seconds, "mip_rel_gap": 1e-4},
     )
+    if result.mip_dual_bound is None and reached < np.inf:  # nor is a bound told where nothing was found in time
+        return optimum(snapshot, seconds)
     bound = result.mip_dual_bound if result.mip_dual_bound is not None else 0.0
     return Optimum(result.fun, max(0.0, bound))
 

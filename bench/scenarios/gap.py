@@ -9,19 +9,22 @@ from time import perf_counter
 
 from bench.children import Channel, Child
 from bench.fleet import quantile
-from bench.optimum import make_pool, optimum
+from bench.optimum import TIGHT, make_pool, optimum
 from bench.scenario import Figure, Scenario, Settings, Sheet, Target
 from tfpool.placement.board import cost
 from tfpool.placement.planner import after, plan
 from tfpool.placement.snapshot import Rules, Snapshot
 
 SEEDS, QUICK_SEEDS = 100, 5
-SOLVER_SECONDS = 5.0
+SOLVER_SECONDS = 20.0
 LARGE = (1000, 64)
 _PLANS = 20
 _PATIENCE_SECONDS = 300.0
-_MOST_STEPS = 2000
-_STEP_SECONDS = 10.0
+_MOST_STEPS = 600
+_STEP_SECONDS = 5.0
+_PAUSE_SECONDS = 600.0
+_PAUSES = 6
+_BETTER = 0.999
 _FREE = Rules(hysteresis=0.0, moves_per_minute=1 << 30, bytes_per_minute=1 << 62)
 
 TARGETS = {
@@ -69,23 +72,32 @@ def work(channel: Channel) -> None:
 def _gap(seed: int) -> dict[str, object]:
     start = make_pool(seed)
     ours, steps = settle(start)
-    best = optimum(start, SOLVER_SECONDS)
     reached = cost(ours, "fast")
+    best = optimum(start, SOLVER_SECONDS, reached)
     gap = (reached - best.bound) / max(best.bound, 1e-9) * 100
     counts = {"models": len(start.servables), "workers": len(start.workers), "steps": steps}
     costs = {"start": cost(start, "fast"), "ours": reached, "bound": best.bound, "found": best.found}
-    return {"seed": seed, **counts, **costs, "gap": gap, "tight": best.tight}
+    return {"seed": seed, **counts, **costs, "gap": gap, "tight": best.tight or reached <= best.bound * TIGHT}
 
 
 def settle(snapshot: Snapshot) -> tuple[Snapshot, int]:
-    """Where the planner's steps lead without hysteresis and budgets, and how many they are."""
-    for steps in range(_MOST_STEPS):
+    """Where the planner's steps lead without hysteresis and budgets, and how many they are: until it has found none,
+    and after some long pauses nothing that is better."""
+    snapshot = replace(snapshot, now=_PAUSE_SECONDS / 2)
+    steps = quiet = 0
+    least = float("inf")
+    while steps < _MOST_STEPS and quiet < _PAUSES:
         step = plan(snapshot, _FREE)
         if step is None:
-            return snapshot, steps
+            reached = cost(snapshot, "fast")
+            quiet = 0 if reached < least * _BETTER else quiet + 1
+            least = min(least, reached)
+            snapshot = replace(snapshot, now=(snapshot.now // _PAUSE_SECONDS + 1) * _PAUSE_SECONDS, past=())
+            continue
+        steps += 1
         done = after(snapshot, step)
-        snapshot = replace(done, now=done.now + _STEP_SECONDS, past=done.past[-20:])
-    return snapshot, _MOST_STEPS
+        snapshot = replace(done, now=done.now + _STEP_SECONDS, past=done.past[-120:])
+    return snapshot, steps
 
 
 def _time(seed: int) -> float:

@@ -16,9 +16,10 @@ from tfpool.placement.snapshot import Demand, Hold, Kind, Replica, Rules, Servab
 MB = 1 << 20
 FREE = Rules(hysteresis=0.0, moves_per_minute=1 << 30, bytes_per_minute=1 << 62)
 SEEDS = st.integers(0, 10_000)
+BETWEEN = 300.0  # a time at which everything is not packed anew, for that takes long
 
 
-def pool(seed: int, *, steady: bool = True, calm: bool = False) -> Snapshot:
+def pool(seed: int, *, steady: bool = True, calm: bool = False, now: float = BETWEEN) -> Snapshot:
     """Some models on some workers. ``steady``: both averages of demand are the same; ``calm``: there are no crashes, no
     pins, nothing in motion, and nothing over budget."""
     dice = random.Random(seed)
@@ -38,7 +39,7 @@ def pool(seed: int, *, steady: bool = True, calm: bool = False) -> Snapshot:
         for name in dice.sample(names, min(len(names), dice.choice([0, 1, 1, 1, min(2, most)]))):
             if budget is None or held[name] + size <= budget:
                 hold = dice.choice(list(Hold)) if not calm and dice.random() < 0.1 else Hold.SERVES
-                on[name] = Replica(hold, -dice.choice([1.0, 1e3, 1e3]))
+                on[name] = Replica(hold, now - dice.choice([1.0, 1e3, 1e3]))
                 held[name] += size
         models.append(
             ServableView(
@@ -69,7 +70,7 @@ def pool(seed: int, *, steady: bool = True, calm: bool = False) -> Snapshot:
         )
         for name in names
     )
-    return Snapshot(0.0, workers, tuple(models))
+    return Snapshot(now, workers, tuple(models))
 
 
 def check(before: Snapshot, step: Step, rules: Rules) -> None:
@@ -113,6 +114,19 @@ def test_no_step_does_what_it_may_not(seed: int, steady: bool) -> None:
         snapshot = after(snapshot, step)
     assert steps <= 12
     assert loaded <= 600 * MB
+
+
+@given(SEEDS)
+@settings(max_examples=10, deadline=None)
+def test_no_step_does_what_it_may_not_where_all_is_packed_anew(seed: int) -> None:
+    snapshot, rules = pool(seed, now=0.0), Rules(hysteresis=0.1)
+    for _ in range(20):
+        step = plan(snapshot, rules)
+        if step is None:
+            break
+        check(snapshot, step, rules)
+        snapshot = after(snapshot, step)
+        snapshot = replace(snapshot, now=snapshot.now + 3.0)
 
 
 @given(SEEDS)

@@ -180,6 +180,21 @@ def test_co_tenants_move_to_make_room() -> None:
     assert steps[1].name == "m4"
 
 
+def test_a_pool_that_is_short_of_memory_is_packed_anew() -> None:
+    """All that is asked for fits to the byte, if all but two models go elsewhere; no exchange of a few makes room."""
+    places = {"a": (50, 40), "b": (60, 31), "c": (70, 20)}
+    sizes = [(mb, name) for name, held in places.items() for mb in held]
+    tenants = [model(n, 0.05, name, mb=mb, load_seconds=0.1) for n, (mb, name) in enumerate(sizes, 1)]
+    full = pool(*tenants, model(9, 0.1, mb=29, load_seconds=0.1, wanted=False), workers="abc", room=101)
+    rules = replace(RULES, hysteresis=0.5)
+    assert len(plan_all(replace(full, now=300.0), rules)) == 2, "one gives way to another, between the searches"
+    for step in plan_all(full, rules):
+        full = after(full, step)
+    assert all(view.on for view in full.servables)
+    assert all(worker.free >= 0 for worker in full.workers)
+    assert plan(full, rules) is None
+
+
 def test_what_shall_be_in_memory_is_made_room_for_too() -> None:
     tenants = model(1, 0.0, "a", mb=40), model(2, 0.0, "a", mb=60), model(3, 0.0, "b", mb=50)
     snapshot = pool(*tenants, model(4, 0.0, mb=75), room=120)

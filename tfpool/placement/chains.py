@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from tfpool.placement.board import Board
 from tfpool.placement.cost import queue
 from tfpool.placement.exchange import exchanges
-from tfpool.placement.ground import Ground
+from tfpool.placement.ground import NOWHERE, Ground, Items
 from tfpool.placement.leaving import Exits
 from tfpool.placement.making_room import fill_up, make_room, make_way
-from tfpool.placement.moves import Move, rested, tables
+from tfpool.placement.moves import Move, Table, rested, tables
+from tfpool.placement.repack import repack
 from tfpool.placement.restraint import Restraint
 from tfpool.placement.snapshot import Kind
 from tfpool.placement.swaps import swaps
 from tfpool.placement.weighing import LEAST_WORTH, Chain, weigh
 
 _LOOKED_AT = 16
-_CLEARLY = 0.05  # of a worker: two that change places, or roles, only seem to gain
+_CLEARLY = 0.003  # what moving many must save of all the cost
+_APART = 0.05  # of a worker: two that change places, or roles, only seem to gain
 _NEARLY = 0.8  # a move that is worth nearly as much is better than a replica: it takes no memory
 
 
@@ -27,26 +29,50 @@ def best_chain(board: Board, restraint: Restraint) -> Chain | None:
     """The chain that is worth most, of those whose first move the minute still allows; None where none is."""
     if _settled(board, restraint):
         return None
+    ground = Ground(board, restraint)
+    replicas, absent = ground.replicas(), ground.absent()
+    may_go = rested(ground, replicas)
+    found = {table.kind: table for table in tables(ground, replicas, may_go, absent)}
+    best = _best(board, restraint, _proposals(ground, may_go, found))
+    short = any(((table.needed > 0) & (table.worth > -np.inf)).any() for table in found.values())
+    if short and (best is None or restraint.under_way):
+        least = max(LEAST_WORTH, _CLEARLY * board.cost()[0] * restraint.rules.horizon, best.worth if best else 0.0)
+        moves = repack(board, restraint)
+        other = weigh(board, restraint, moves) if moves and _affords(board, restraint, moves[0]) else None
+        if other is not None and other.worth > least:
+            return other
+    return best
+
+
+def _best(board: Board, restraint: Restraint, proposals: Iterable[list[Move]]) -> Chain | None:
     best: Chain | None = None
     plain: Chain | None = None  # the best single move
-    for moves in _proposals(board, restraint):
-        first = moves[0]
-        if not restraint.affords(first.kind, board.facts.servables[first.servable].nbytes):
-            continue
-        helpers = [move for move in moves[:-1] if move.kind is not Kind.LOAD]
-        if not all(restraint.helps(helper.servable, helper.source, helper.target) for helper in helpers):
+    for moves in proposals:
+        if not moves or not _allowed(board, restraint, moves):
             continue
         chain = weigh(board, restraint, moves)
         if chain is None or chain.worth <= LEAST_WORTH or not _clear(board, restraint, chain):
             continue
         if best is None or chain.worth > best.worth:
             best = chain
+        first = moves[0]
         lone = len(moves) == 1 and first.kind is Kind.MIGRATE
         if lone and restraint.helps(first.servable, first.source, first.target):
             plain = chain if plain is None or chain.worth > plain.worth else plain
     if best and plain and len(best.moves) == 1 and best.moves[0].kind is Kind.REPLICATE:
         return plain if plain.worth >= _NEARLY * best.worth else best
     return best
+
+
+def _allowed(board: Board, restraint: Restraint, moves: list[Move]) -> bool:
+    if not _affords(board, restraint, moves[0]):
+        return False
+    helpers = [move for move in moves[:-1] if move.source != NOWHERE]
+    return all(restraint.helps(helper.servable, helper.source, helper.target) for helper in helpers)
+
+
+def _affords(board: Board, restraint: Restraint, first: Move) -> bool:
+    return restraint.affords(first.kind, board.facts.servables[first.servable].nbytes)
 
 
 def _clear(board: Board, restraint: Restraint, chain: Chain) -> bool:
@@ -59,7 +85,7 @@ def _clear(board: Board, restraint: Restraint, chain: Chain) -> bool:
         return True
     touched = {worker for move in chain.moves for worker in (move.source, move.target)}
     for before, after in zip(board.load, chain.board.load, strict=True):
-        bound = max(before[worker] for worker in touched) - _CLEARLY
+        bound = max(before[worker] for worker in touched) - _APART
         single = len(chain.moves) == 1
         if any(after[w] > (max(before[w], bound) if single else bound) for w in touched):
             return False
@@ -79,11 +105,8 @@ def _settled(board: Board, restraint: Restraint) -> bool:
     return gain <= max(LEAST_WORTH, rules.hysteresis * min(loads, default=gain))
 
 
-def _proposals(board: Board, restraint: Restraint) -> Iterator[list[Move]]:
-    ground = Ground(board, restraint)
-    replicas = ground.replicas()
-    may_go, absent = rested(ground, replicas), ground.absent()
-    found = {table.kind: table for table in tables(ground, replicas, may_go, absent)}
+def _proposals(ground: Ground, may_go: Items, found: dict[Kind, Table]) -> Iterator[list[Move]]:
+    board, restraint = ground.board, ground.restraint
     loads = found.get(Kind.LOAD)
     exits = Exits(ground, may_go, found.get(Kind.MIGRATE))
     for table in found.values():

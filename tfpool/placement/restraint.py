@@ -12,6 +12,7 @@ from tfpool.placement.snapshot import Hold, Kind, Rules
 _RESIDENCE_LOADS = 5.0  # load times, for each unit of hysteresis
 _RESIDENCE_SECONDS = 2.5
 _REVERSAL_SECONDS = 180.0
+_ON_THE_WAY_SECONDS = 30.0
 _REVERSAL = 10.0
 _ALONE = 20.0
 _CROWD = 10.0  # requests that wait: more are only at a worker with too much to do
@@ -28,7 +29,8 @@ def agreed(fast: Any, slow: Any) -> Any:
 
 
 class Restraint:
-    """``moves`` and ``nbytes`` are what the minute still allows."""
+    """``moves`` and ``nbytes`` are what the minute still allows. ``under_way``: a step was taken of late,
+    maybe for the sake of others that have not been taken yet."""
 
     def __init__(self, board: Board, rules: Rules) -> None:
         self.rules = rules
@@ -37,6 +39,7 @@ class Restraint:
         minute = [past for past in snapshot.past if snapshot.now - past.when < 60.0]
         self.moves = rules.moves_per_minute - len(minute)
         self.nbytes = rules.bytes_per_minute - sum(past.nbytes for past in minute if past.kind in _LOADING)
+        self.under_way = any(snapshot.now - past.when < _ON_THE_WAY_SECONDS for past in minute)
         self._left = {
             (past.handle, past.source) for past in snapshot.past if snapshot.now - past.when < _REVERSAL_SECONDS
         }
