@@ -36,7 +36,8 @@ def proposal(broker: Broker) -> Row | None:
     end = begin
     for step in steps:
         end = after(end, step)
-    now, then = Board(Facts(begin)), Board(Facts(end))
+    idle = broker.planning.rules.idle
+    now, then = Board(Facts(begin, idle)), Board(Facts(end, idle))
     policy = broker.planning.policy
     note = _NOTES[policy] if steps else "nothing that could be moved gains more than moving it costs"
     if not complete:
