@@ -47,11 +47,6 @@ class Outcome:
     def crowded_share(self) -> float:
         return self._share(self.crowded)
 
-    @property
-    def reversed_share(self) -> float:
-        """Of the moves."""
-        return self.reversed / self.moves if self.moves else 0.0
-
     def _share(self, count: float) -> float:
         return count / self.asked if self.asked else 0.0
 
