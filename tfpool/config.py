@@ -1,6 +1,6 @@
 """Configuration as people write it -> frozen :mod:`tfpool.settings`. Read once, at the edge.
 
-The TOML tables are ``[server]``, ``[pool]``, ``[[worker]]``, ``[batching]``, ``[placement]`` and ``[[model]]``; their
+The TOML tables are ``[server]``, ``[pool]``, ``[[worker]]``, ``[batching]``, ``[placement]``, ``[store]`` and ``[[model]]``; their
 keys are the fields of the settings classes. TensorFlow Serving's files become the same tables. Every error reads
 ``FILE:LINE: [table] key: got X, expected Y``. What a command line says is laid over the document before it is read, so
 that both pass the same checks; so does what is sent to a pool that runs.
@@ -32,6 +32,7 @@ from tfpool.config_toml import (
 )
 from tfpool.errors import InvalidArgument
 from tfpool.settings import (
+    STORE_OFF,
     BatchingSettings,
     ModelSettings,
     PlacementPolicy,
@@ -39,19 +40,21 @@ from tfpool.settings import (
     PoolSettings,
     ServerSettings,
     Settings,
+    StoreSettings,
     WorkerSettings,
     admin_endpoint_for,
     available_cpus,
     check_exposure,
     check_model_name,
     default_endpoint,
+    default_store,
     normalize_endpoint,
     parse_size,
     resolve_workers,
     usable_cpus,
 )
 
-_TABLES = ("server", "pool", "worker", "batching", "placement", "model")
+_TABLES = ("server", "pool", "worker", "batching", "placement", "store", "model")
 _KEYS = {
     "server": names(ServerSettings),
     "pool": names(PoolSettings),
@@ -84,13 +87,14 @@ def build(
     model_config_file: str | None = None,
     batching_file: str | None = None,
     listen: Sequence[str] = (),
+    store: str | None = None,
     cpus: Sequence[int] | None = None,
     **overrides: object,
 ) -> Settings:
     """Settings of a command line or an embedded pool: those of ``file``, if any, and over them what is given.
 
     ``model_config_file`` and ``batching_file`` are TensorFlow Serving's: the one adds models, the other is the
-    ``[batching]`` table. ``models`` maps names to base paths. ``overrides`` are keys of ``[server]``, ``[pool]``,
+    ``[batching]`` table. ``store`` is the directory of compiled models, or ``off``. ``models`` maps names to base paths. ``overrides`` are keys of ``[server]``, ``[pool]``,
     ``[batching]`` and ``[placement]`` with their TOML values (``admin_listen``, ``workers``, ``memory_budget`` ...);
     None leaves a key as it was. Paths start at the working directory. ``workers`` drops the workers written by hand.
     Raises as :func:`load` does.
@@ -102,6 +106,10 @@ def build(
         _lay_over(document, config_tfs.parse_batching(read_text(batching_file), batching_file))
     if listen:
         overrides["listen"] = list(listen)
+    if store is not None:
+        document.override(("store",), "enabled", store != STORE_OFF)
+        if store != STORE_OFF:
+            document.override(("store",), "directory", _from_here(store))
     for key, value in overrides.items():
         table = next((table for table, keys in _KEYS.items() if key in keys), None)
         if table is None:
@@ -205,7 +213,9 @@ def _settings(document: Document, directory: str, cpus: Sequence[int] | None, an
     pins = None if any_pin else [worker.name for worker in workers]
     models = config_model.read_models(document, directory, defaults, pins)
     written = Table(document, ("placement",), document.tables.get("placement", {}), _KEYS["placement"])
-    return Settings(server, pool, workers, defaults, models, _placement(written, directory))
+    placement = _placement(written, directory)
+    store = _store(Table(document, ("store",), document.tables.get("store", {}), names(StoreSettings)), directory)
+    return Settings(server, pool, workers, defaults, models, placement, store)
 
 
 def _check_tables(document: Document, known: Sequence[str]) -> None:
@@ -309,6 +319,17 @@ def _placement(table: Table, directory: str) -> PlacementSettings:
         bytes_per_minute=table.read("bytes_per_minute", _budget, defaults.bytes_per_minute),
         idle_s=table.read("idle_s", number(0.1, 1e9), defaults.idle_s),
         journal=table.read("journal", path_from(directory), None),
+    )
+
+
+def _store(table: Table, directory: str) -> StoreSettings:
+    place = table.read("directory", path_from(directory), "") or default_store()
+    defaults = StoreSettings(place, enabled=place != STORE_OFF)
+    return StoreSettings(
+        place,
+        table.read("enabled", flag, defaults.enabled),
+        table.read("budget", _budget, defaults.budget),
+        table.read("inline", flag, defaults.inline),
     )
 
 

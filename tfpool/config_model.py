@@ -22,6 +22,7 @@ from tfpool.config_toml import (
 from tfpool.errors import InvalidArgument
 from tfpool.settings import (
     BatchingSettings,
+    Form,
     Loading,
     ModelSettings,
     Split,
@@ -118,6 +119,7 @@ def _model(
         weight=table.read("weight", number(0.001, 1e6), 1.0),
         stateful=table.read("stateful", texts, ()),
         pin=table.read("pin", pin, ()),
+        form=table.read("form", _form, None),
     )
 
 
@@ -133,6 +135,11 @@ def _preload(value: Any) -> Loading:
     if value != Loading.EXPLICIT.value:
         raise InvalidArgument(f"got {show(value)}, expected true, false or 'explicit'")
     return Loading.EXPLICIT
+
+
+def _form(value: Any) -> Form | None:
+    chosen = one_of("auto", *(form.value for form in Form))(value)
+    return None if chosen == "auto" else Form(chosen)
 
 
 def _replicas(value: Any) -> tuple[int, int]:

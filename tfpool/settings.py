@@ -22,6 +22,7 @@ VersionPolicy = str | tuple[int, ...]
 Split = tuple[tuple[int, int], ...]
 """Versions and their weights: how the requests of a label are shared out."""
 
+STORE_VARIABLE, STORE_OFF = "TFPOOL_STORE", "off"
 MAX_IPC_BYTES = 107
 MAX_SIZE = 1 << 60
 _UNITS = {"": 1, "b": 1} | {
@@ -78,6 +79,15 @@ class BatchingSettings:
     fair_clients: bool = True
 
 
+class Form(Enum):
+    """How a model is held. PLAIN: as loaded from its SavedModel. MAPPED: from its compiled graph, with weights that
+    alias a mapped file, which all processes share. INLINED: the same graph with the weights as constants of its own."""
+
+    PLAIN = "plain"
+    MAPPED = "mapped"
+    INLINED = "inlined"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """One model: where its versions lie and how they are served.
@@ -87,6 +97,7 @@ class ModelSettings:
     ``pin`` names the only workers that may hold the model (empty: any). ``slo_ms`` is the latency that a batch
     must keep, ``priority`` goes before ``weight``, which is the share of worker time among equals. ``shadow`` is
     (version, share): that share of the requests to other versions is also sent there, and the answers are compared.
+    ``form`` is the form it is held in (None: the pool chooses; what cannot be compiled is PLAIN whatever it says).
     """
 
     name: str
@@ -103,6 +114,7 @@ class ModelSettings:
     weight: float = 1.0
     stateful: tuple[str, ...] = ()
     pin: tuple[str, ...] = ()
+    form: Form | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +203,18 @@ class PlacementSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where compiled models are kept: in ``directory``, of which they fill at most ``budget`` bytes; those used longest
+    ago go first. Nothing is compiled, nor loaded from there, unless ``enabled``. With ``inline`` models change to their
+    INLINED form where that is worth the memory."""
+
+    directory: str
+    enabled: bool = True
+    budget: int = 20 << 30
+    inline: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything a pool is started with."""
 
@@ -200,6 +224,7 @@ class Settings:
     batching: BatchingSettings = BatchingSettings()
     models: tuple[ModelSettings, ...] = ()
     placement: PlacementSettings = PlacementSettings()
+    store: StoreSettings = StoreSettings("", enabled=False)
 
 
 def parse_size(value: object) -> int:
@@ -269,6 +294,14 @@ def default_directory() -> str:
     if os.path.isabs(runtime):
         return os.path.join(runtime, "tfpool")
     return os.path.join(os.environ.get("TMPDIR") or "/tmp", f"tfpool-{os.getuid()}")
+
+
+def default_store() -> str:
+    """Where compiled models are kept when nobody says otherwise: where the environment says (``off``: nowhere), or in
+    this user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    base = cache if os.path.isabs(cache) else os.path.join(os.path.expanduser("~"), ".cache")
+    return os.environ.get(STORE_VARIABLE) or os.path.join(base, "tfpool", "store")
 
 
 def default_endpoint() -> str:

@@ -31,10 +31,21 @@ class Hold(Enum):
 
 
 class Replica(NamedTuple):
-    """A servable on a worker, and since when it has been what it is."""
+    """A servable on a worker, and since when it has been what it is. ``inlined``: in its faster, larger form."""
 
     hold: Hold
     since: float
+    inlined: bool = False
+
+
+class Inlined(NamedTuple):
+    """The form of a servable that has its weights to itself: bytes that it keeps, and takes at the height of its load,
+    beside the form that it replaces; ``gain`` is how many times the rows a second it runs."""
+
+    nbytes: int
+    peak: int
+    load_seconds: float
+    gain: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,9 @@ class ServableView:
     ``replicas`` are (least, most). ``wanted``: it shall be in memory, also where nobody asks for it at the moment.
     ``movable``: it may be loaded elsewhere (it keeps no state, and is not on its way already). ``crashes`` are workers
     that it has crashed of late. ``idle`` are seconds since it was last asked for.
+
+    ``nbytes`` counts the pages of a mapped file that replicas share once a host, in equal parts. ``inlined`` is the
+    form that a replica may change to where it is worth the memory (None: there is none).
     """
 
     handle: int
@@ -87,10 +101,11 @@ class ServableView:
     movable: bool = True
     crashes: int = 0
     idle: float = 0.0
+    inlined: Inlined | None = None
 
 
 class Kind(Enum):
-    """What a step does to a servable, or to a worker."""
+    """What a step does to a servable, or to a worker; INLINE and MAP have a replica change its form where it is."""
 
     LOAD = "load"
     REPLICATE = "replicate"
@@ -98,6 +113,8 @@ class Kind(Enum):
     DROP = "drop"
     EVICT = "evict"
     RECYCLE = "recycle"
+    INLINE = "inline"
+    MAP = "map"
 
 
 @dataclass(frozen=True, slots=True)

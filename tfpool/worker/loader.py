@@ -18,6 +18,7 @@ from tfpool.types import SignatureSpec
 from tfpool.worker import restore
 from tfpool.worker.parsing import Feature, features
 
+TAGS = ("serve",)
 _MUTATING = (
     "Assign",
     "ResourceApply",
@@ -54,7 +55,8 @@ _MUTATING = (
 class Signature:
     """A callable signature; ``fetch_of[i]`` is the callable's result that is output ``i``.
 
-    ``features`` are those that its graph parses tf.Examples for.
+    ``features`` are those that its graph parses tf.Examples for; ``inner`` is a size that its open inner dimensions
+    are known to accept, or 0.
     """
 
     spec: SignatureSpec
@@ -62,6 +64,7 @@ class Signature:
     feed_types: tuple[Any, ...]
     fetch_of: tuple[int, ...]
     features: tuple[Feature, ...] = ()
+    inner: int = 0
 
 
 @dataclass(slots=True)
@@ -101,7 +104,7 @@ def start_runtime(config: Any) -> None:
         session.run(tf.constant(0))
 
 
-def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[str] = ("serve",)) -> Loaded:
+def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[str] = TAGS) -> Loaded:
     """Load ``path`` (a directory with saved_model.pb).
 
     Raises a TfpoolError that names the directory, and the operation or signature, where it cannot be loaded.

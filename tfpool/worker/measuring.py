@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from time import perf_counter, thread_time
 
 from tfpool.types import SignatureSpec
+from tfpool.worker.inputs import find_inner, make, tile
 from tfpool.worker.loader import Loaded, Signature
-from tfpool.worker.warmup import made_up, tile
 
 SHARE_OF_LOAD = 0.1
 LEAST_SECONDS = 0.05
+FEW_ROWS = 3
 _TRIES = 2
 _MUCH_WORSE = 0.8
 
@@ -37,7 +38,7 @@ def _may_run(spec: SignatureSpec) -> bool:
 
 def _curve(signature: Signature, ladder: list[int], budget: float, clock: Callable[[], float]) -> Curve:
     curve: Curve = []
-    few = made_up(signature)
+    few = make(signature, FEW_ROWS, find_inner(signature, by_rows=True))
     end = perf_counter() + budget
     best = 0.0
     for rows in ladder:

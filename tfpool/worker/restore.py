@@ -53,10 +53,10 @@ def fill(session: Any, meta: Any, path: str) -> None:
         if not os.path.isfile(prefix + ".index"):
             raise NotFound(f"{path}: its variables are missing: no file variables/variables.index")
         _run(session, saver.restore_op_name, {saver.filename_tensor_name: prefix}, f"{prefix}: cannot be restored")
-    initializer = _initializer(meta)
-    if initializer:
+    operation = initializer(meta)
+    if operation:
         assets = loader_impl.get_asset_tensors(path, meta)
-        _run(session, initializer, assets, f"{path}: its initializers failed")
+        _run(session, operation, assets, f"{path}: its initializers failed")
 
 
 def brief(error: Exception) -> str:
@@ -88,7 +88,8 @@ def _parsed(file: str) -> Any:
     return saved
 
 
-def _initializer(meta: Any) -> str | None:
+def initializer(meta: Any) -> str | None:
+    """The operation that has to run before the first request; None where there is none."""
     if _INIT_SIGNATURE in meta.signature_def:
         name: str = meta.signature_def[_INIT_SIGNATURE].outputs[_INIT_SIGNATURE].name
         return name.partition(":")[0]

@@ -1,0 +1,151 @@
+"""Optimized graphs of signatures -> one graph, and one file with what is large in them.
+
+A large constant becomes a variable that is read, ``w/N``: loading has it alias the file. Constants that kernels want to
+know when they are made (shapes, axes, quantization ranges) stay where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tfpool.errors import FailedPrecondition
+from tfpool.store.manifest import ALIGNMENT, Weight
+
+LEAST_BYTES = 4096
+WEIGHT, HANDLE, SOURCE, ALIAS = "w/{}", "w/{}/handle", "w/{}/source", "w/{}/alias"
+_DTYPES = frozenset((1, 2, 3, 4, 5, 6, 8, 9, 14, 17, 18, 19, 22, 23))  # numbers; not bool, nor strings
+_SHAPE_DTYPES = frozenset((3, 9))
+_BY_VALUE = ("Quantize", "Dequantize", "Requantiz", "Unbatch", "While", "If", "Case", "Switch", "Merge", "Enter")
+_DROPPED = ("_class", "_output_shapes", "_grappler_ArithmeticOptimizer_MinimizeBroadcasts")
+
+
+class Weigher:
+    """Collects graphs. ``file`` takes the weights as they come, each once however many graphs have it; ``graph`` is
+    the GraphDef, and ``weights`` tells what lies where in the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        from tensorflow.core.framework import graph_pb2
+
+        self.graph = graph_pb2.GraphDef()
+        self.weights: list[Weight] = []
+        self._file = file
+        self._known: dict[tuple[bytes, int, tuple[int, ...]], int] = {}
+        self._functions: dict[str, bytes] = {}
+
+    def add(self, graph: Any, prefix: str) -> None:
+        """Take a graph in, every name of it below ``prefix``. Raises FailedPrecondition for what has no place here."""
+        import tensorflow as tf
+
+        if not self.graph.HasField("versions"):
+            self.graph.versions.CopyFrom(graph.versions)
+        renamed = {
+            function.signature.name: f"{prefix}_{function.signature.name}" for function in graph.library.function
+        }
+        used = _by_value(graph)
+        names: dict[str, str] = {}
+        kept = []
+        for node in graph.node:
+            value = tf.make_ndarray(node.attr["value"].tensor) if self._large(node) and node.name not in used else None
+            if value is None:
+                names[node.name] = f"{prefix}/{node.name}"
+                kept.append(node)
+            else:
+                names[node.name] = WEIGHT.format(self._put(value, node.attr["dtype"].type))
+        for node in kept:
+            made = self.graph.node.add()
+            made.CopyFrom(node)
+            made.name, made.device = names[node.name], ""
+            del made.input[:]
+            made.input.extend(_renamed(source, names) for source in node.input)
+            _call_by(made, renamed)
+            for attribute in _DROPPED:
+                made.attr.pop(attribute, None)
+        for function in graph.library.function:
+            made = self.graph.library.function.add()
+            made.CopyFrom(function)
+            made.signature.name = renamed[function.signature.name]
+            for inner in made.node_def:
+                inner.device = ""
+                _call_by(inner, renamed)
+                inner.attr.pop("_class", None)
+        for gradient in graph.library.gradient:
+            raise FailedPrecondition(f"a gradient of function {gradient.function_name} is of no use in a frozen graph")
+
+    def finish(self) -> None:
+        """Add what reads the weights."""
+        for number, weight in enumerate(self.weights):
+            for node in reading(number, weight):
+                self.graph.node.add().CopyFrom(node)
+
+    def _large(self, node: Any) -> bool:
+        if node.op != "Const" or node.attr["dtype"].type not in _DTYPES:
+            return False
+        tensor = node.attr["value"].tensor
+        shape = [dim.size for dim in tensor.tensor_shape.dim]
+        if node.attr["dtype"].type in _SHAPE_DTYPES and len(shape) <= 1 and int(np.prod(shape)) < LEAST_BYTES:
+            return False
+        return bool(tensor.ByteSize() >= LEAST_BYTES)  # one value repeated takes no room in the graph, and stays
+
+    def _put(self, value: np.ndarray[Any, Any], dtype: int) -> int:
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        key = hashlib.sha256(data).digest(), dtype, value.shape
+        number = self._known.get(key)
+        if number is None:
+            offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
+            self._file.write(b"\0" * (offset - self._file.tell()))
+            self._file.write(data)
+            number = self._known[key] = len(self.weights)
+            self.weights.append(Weight(dtype, tuple(value.shape), offset, len(data)))
+        return number
+
+
+def reading(number: int, weight: Weight) -> Iterator[Any]:
+    """The nodes of a weight: a variable, what reads it, and what has it alias the array that is fed."""
+    from tensorflow.core.framework import node_def_pb2
+
+    name, handle, source, alias = (text.format(number) for text in (WEIGHT, HANDLE, SOURCE, ALIAS))
+    made = [
+        node_def_pb2.NodeDef(op="VarHandleOp", name=handle),
+        node_def_pb2.NodeDef(op="ReadVariableOp", name=name, input=[handle]),
+        node_def_pb2.NodeDef(op="Placeholder", name=source),
+        node_def_pb2.NodeDef(op="AssignVariableOp", name=alias, input=[handle, source]),
+    ]
+    for node in made:
+        node.attr["dtype"].type = weight.dtype
+        if node.op in ("VarHandleOp", "Placeholder"):
+            for size in weight.shape:
+                node.attr["shape"].shape.dim.add(size=size)
+            node.attr["shape"].shape.unknown_rank = False
+    made[0].attr["shared_name"].s = handle.encode()
+    made[0].attr["container"].s = b""
+    return iter(made)
+
+
+def _by_value(graph: Any) -> set[str]:
+    """Constants that go into operations which look at their values, or pass them on to what may."""
+    found: set[str] = set()
+    for node in graph.node:
+        if any(word in node.op for word in _BY_VALUE):
+            found.update(source.partition(":")[0].lstrip("^") for source in node.input)
+    return found
+
+
+def _renamed(source: str, names: dict[str, str]) -> str:
+    mark = "^" if source.startswith("^") else ""
+    name, colon, port = source.lstrip("^").partition(":")
+    return f"{mark}{names[name]}{colon}{port}"
+
+
+def _call_by(node: Any, renamed: dict[str, str]) -> None:
+    """Have a node call functions by their new names."""
+    node.op = renamed.get(node.op, node.op)
+    for value in node.attr.values():
+        if value.HasField("func"):
+            value.func.name = renamed.get(value.func.name, value.func.name)
+        elif value.HasField("list"):
+            for function in value.list.func:
+                function.name = renamed.get(function.name, function.name)
