@@ -5,11 +5,13 @@ What a fixture of a wider scope holds was there before the test, and is that fix
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tfpool.settings import STORE_OFF, STORE_VARIABLE
 from tfpool.testing.leaks import Traces, left_behind, mark
 
 settings.register_profile(
@@ -17,6 +19,7 @@ settings.register_profile(
 )
 settings.load_profile("tfpool")
 mark()
+os.environ[STORE_VARIABLE] = STORE_OFF  # the user's own is no place for what tests compile
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from tfpool.broker.gather import check_frames, check_regions
 from tfpool.errors import InvalidArgument, TfpoolError
 from tfpool.protos.saved_model_pb2 import SavedModel
 from tfpool.repository import describe, statefile, tfrecord, warmup_file
-from tfpool.types import DType
+from tfpool.settings import Form
+from tfpool.store.manifest import Compiled, Cost, Feature, Manifest, Start, Weight
+from tfpool.types import DType, SignatureSpec, TensorSpec
 from tfpool.wire import messages
 from tfpool.wire.keys import (
     OutputKey,
@@ -144,6 +147,18 @@ def key_file(data: bytes) -> None:
         _in_file("some.key", data, read)
 
 
+def manifest(data: bytes) -> None:
+    """What is read says the same when it is written and read again."""
+    with suppress(InvalidArgument):
+        read = Manifest.from_bytes(data)
+        assert Manifest.from_bytes(read.to_bytes()) == read
+
+
+def manifest_body(data: bytes) -> None:
+    """A manifest with a good checksum, whatever it says."""
+    manifest(b'{"sha256":"' + hashlib.sha256(data).hexdigest().encode() + b'",' + data[1:])
+
+
 def state_file(data: bytes) -> None:
     _in_file("state", data, lambda path: statefile.StateFile(path).load())
 
@@ -188,6 +203,19 @@ _STATE = (
     b'{"version": 1, "labels": {"m": {"stable": "3"}}, "shadows": {"m": "4:10"}, "models": {"n": {"base_path": "/n"}},'
     b' "removed": ["o"], "unloaded": [["m", 3]], "footprints": {"k": {"nbytes": 1, "peak": 2, "load_seconds": 0.5}}}'
 )
+
+_SPEC = SignatureSpec("s", "m", (TensorSpec("x", DType.FLOAT, (-1, 4)),), (TensorSpec("y", DType.STRING, None),))
+_COST = Cost(1, 2, 0.5, 1, (((1, 0.5), (8, 1.5)),))
+_ABOUT = Manifest("a" * 64, "/m/1", "2.21.0", "c0ffee", 1, created=1.5)
+_REFUSED = replace(_ABOUT, refusal="it assigns variables").to_bytes()
+_MANIFEST = replace(
+    _ABOUT,
+    signatures=(Compiled(_SPEC, ("a:0",), ("b:0",), (0,), 3, (Feature("x", 1, 4),)),),
+    weights=(Weight(1, (2, 2), 0, 16), Weight(9, (), 64, 8)),
+    digests={"graph.pb": "b" * 64, "weights.bin": "c" * 64},
+    costs={Form.PLAIN: _COST},
+    start=Start("init", (("file:0", "assets/words"),)),
+).to_bytes()
 
 TARGETS: dict[str, Target] = {
     "message": Target(
@@ -236,4 +264,6 @@ TARGETS: dict[str, Target] = {
         ),
     ),
     "state_file": Target(state_file, (_STATE, b"{}")),
+    "manifest": Target(manifest, (_MANIFEST, _REFUSED)),
+    "manifest_body": Target(manifest_body, tuple(b"{" + data[77:] for data in (_MANIFEST, _REFUSED))),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfpool.placement.fluid import Crowd, divide, ration, serve
+from tfpool.placement.guests import Tenant, World
 from tfpool.placement.policies import Auto, Static
-from tfpool.placement.snapshot import Hold, Kind, Replica, Rules, ServableView, Snapshot, Step, WorkerView
+from tfpool.placement.snapshot import Hold, Inlined, Kind, Replica, Rules, ServableView, Snapshot, Step, WorkerView
 from tfpool.placement.tally import Outcome
-from tfpool.placement.whatif import Game, Tenant, World
+from tfpool.placement.whatif import Game
 from tfpool.testing.placement_game import OURS, POLICIES, STATIC, play
 from tfpool.testing.placement_policies import LruCache
 from tfpool.testing.traces import TRACES, Trace, cloud, diurnal, flash, rotating
@@ -40,6 +42,10 @@ def tenant(handle: int, *on: str, nbytes: int = 100, load: float = 0.5, seconds:
     there = {name: Replica(Hold.SERVES, 0.0) for name in on}
     view = ServableView(handle, f"m{handle}", nbytes, nbytes, load, replicas=(1, 2), on=there)
     return Tenant(view, 1.0, {"cpu0": seconds, "cpu1": seconds})
+
+
+def inlinable(plain: Tenant, form: Inlined) -> Tenant:
+    return replace(plain, view=replace(plain.view, inlined=form))
 
 
 def world(workers: Sequence[WorkerView], *tenants: Tenant) -> World:
@@ -171,6 +177,73 @@ def test_memory_is_reserved_from_the_beginning_of_a_step() -> None:
     assert game.snapshot().workers[1].held == 100
     assert game.snapshot().servables[0].on["cpu1"].hold is Hold.COMES
     assert not game.snapshot().servables[0].movable
+
+
+def test_a_form_changes_when_it_is_loaded_and_back_at_once() -> None:
+    """40 % of a worker; twice as fast, 20 %. The old form serves meanwhile, and half the time goes into the load."""
+    form = Inlined(50, 80, 2.0, 2.0)
+    steps = {1.0: [move(Kind.INLINE, "", "cpu0")], 8.0: [move(Kind.MAP, "cpu0", "")]}
+    game = Game(world([worker(room=200)], inlinable(tenant(1, "cpu0"), form)), Told(steps))
+    run(game, 8, {1: 10})
+    (view,), (where,) = game.snapshot().servables, game.snapshot().workers
+    assert (view.on, view.movable, where.held) == ({"cpu0": Replica(Hold.SERVES, 0.0)}, False, 180)
+    assert view.row_seconds == pytest.approx({"cpu0": 0.01})
+    run(game, 8, {1: 10})
+    (view,), (where,) = game.snapshot().servables, game.snapshot().workers
+    assert (view.on, view.movable, where.held) == ({"cpu0": Replica(Hold.SERVES, 0.0, True)}, True, 150)
+    assert view.row_seconds == pytest.approx({"cpu0": 0.005})
+    found = run(game, 24, {1: 10})
+    (view,), (where,) = game.snapshot().servables, game.snapshot().workers
+    assert (view.on, where.held) == ({"cpu0": Replica(Hold.SERVES, 0.0)}, 100)
+    assert (found.reforms, found.moves, found.refused, found.cold) == (2, 0, 0, 0)
+    assert found.served == pytest.approx(400)
+    assert found.busy["cpu0"] == pytest.approx((10 * 0.4 - 5 * 0.2 + 2 * 0.5) / 10, abs=0.011)
+
+
+def test_a_form_that_cannot_change_is_refused() -> None:
+    form = Inlined(50, 80, 5.0, 2.0)
+    steps = {
+        1.0: [move(Kind.INLINE, "", "cpu0", 2), move(Kind.INLINE, "", "cpu1"), move(Kind.MAP, "cpu0", "")],
+        2.0: [move(Kind.INLINE, "", "cpu0"), move(Kind.INLINE, "", "cpu0"), move(Kind.INLINE, "", "cpu0", 3)],
+    }
+    tenants = tenant(1, "cpu0"), tenant(2, "cpu0"), tenant(3, "cpu0")
+    first, second, third = inlinable(tenants[0], form), tenants[1], inlinable(tenants[2], form)
+    game = Game(world([worker(room=400), worker("cpu1")], first, second, third), Told(steps))
+    found = run(game, 12)
+    assert (found.reforms, found.refused) == (1, 5)
+
+
+def test_a_form_that_is_loaded_for_one_that_has_left() -> None:
+    """It is pushed out meanwhile, comes back later, and is mapped."""
+    form = Inlined(10, 20, 5.0, 2.0)
+    game = Game(
+        world([worker(room=150)], inlinable(tenant(1, "cpu0"), form), tenant(2)),
+        Told({1.0: [move(Kind.INLINE, "", "cpu0")]}),
+    )
+    run(game, 8)
+    run(game, 24, {2: 1})
+    found = run(game, 24, {1: 1})
+    assert game.snapshot().servables[0].on == {"cpu0": Replica(Hold.SERVES, 8.5)}
+    assert (found.reforms, found.evictions, found.loads) == (1, 2, 2)
+    assert game.snapshot().workers[0].held == 100
+
+
+def test_what_is_inlined_at_the_beginning() -> None:
+    first = tenant(1, "cpu0")
+    there = replace(first.view, inlined=Inlined(50, 80, 2.0, 2.0), on={"cpu0": Replica(Hold.SERVES, 0.0, True)})
+    for room, inlined, held in ((150, True, 150), (149, False, 100)):
+        game = Game(world([worker(room=room)], replace(first, view=there)), Static())
+        assert game.snapshot().servables[0].on["cpu0"].inlined is inlined
+        assert game.snapshot().workers[0].held == held
+        assert run(game, 40, {1: 10}).busy["cpu0"] == pytest.approx(0.2 if inlined else 0.4)
+
+
+def test_the_planner_inlines_what_is_hot() -> None:
+    asked, form = {1: 22}, Inlined(50, 80, 1.0, 1.3)
+    plain = run(Game(world([worker()], tenant(1, "cpu0")), Auto(Rules())), 400, asked)
+    faster = run(Game(world([worker()], inlinable(tenant(1, "cpu0"), form)), Auto(Rules())), 400, asked)
+    assert (plain.reforms, faster.reforms) == (0, 1)
+    assert faster.mean_wait < 0.5 * plain.mean_wait
 
 
 def test_nobody_is_asked_while_enough_is_moving() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,19 @@ from hypothesis import strategies as st
 
 from tfpool.placement.board import cost
 from tfpool.placement.planner import after, plan, plan_all
-from tfpool.placement.snapshot import Demand, Hold, Kind, Replica, Rules, ServableView, Snapshot, Step, WorkerView
+from tfpool.placement.snapshot import (
+    REFORMS,
+    Demand,
+    Hold,
+    Inlined,
+    Kind,
+    Replica,
+    Rules,
+    ServableView,
+    Snapshot,
+    Step,
+    WorkerView,
+)
 
 MB = 1 << 20
 FREE = Rules(hysteresis=0.0, moves_per_minute=1 << 30, bytes_per_minute=1 << 62)
@@ -73,12 +86,33 @@ def pool(seed: int, *, steady: bool = True, calm: bool = False, now: float = BET
     return Snapshot(now, workers, tuple(models))
 
 
+def with_forms(snapshot: Snapshot, seed: int) -> Snapshot:
+    """Most models have an inlined form, and many replicas have it, where there is memory for it."""
+    dice = random.Random(seed)
+    free = {worker.name: worker.free for worker in snapshot.workers}
+    models = []
+    for model in snapshot.servables:
+        nbytes = dice.randint(1, 100) * MB
+        form = Inlined(nbytes, int(nbytes * dice.uniform(1.0, 1.5)), dice.uniform(0.05, 3.0), dice.uniform(0.95, 1.4))
+        on = {}
+        for worker, replica in model.on.items():
+            inlined = dice.random() < 0.4 and form.nbytes <= free[worker]
+            on[worker] = replica._replace(inlined=inlined)
+            free[worker] -= form.nbytes * inlined
+        models.append(replace(model, on=on, inlined=form) if dice.random() < 0.8 else model)
+    held = {worker.name: sum(m.kept(worker.name) for m in models if worker.name in m.on) for worker in snapshot.workers}
+    workers = tuple(replace(worker, held=held[worker.name]) for worker in snapshot.workers)
+    return replace(snapshot, workers=workers, servables=tuple(models))
+
+
 def check(before: Snapshot, step: Step, rules: Rules) -> None:
     """Memory, pins, doors, bounds of replicas, budgets."""
     model = next(model for model in before.servables if model.handle == step.handle)
     workers = {worker.name: worker for worker in before.workers}
     assert model.movable
     assert all(replica.hold is Hold.SERVES for replica in model.on.values()), "it is on its way already"
+    if step.kind in REFORMS:
+        return check_form(before, step, rules)
     if step.target:
         target = workers[step.target]
         assert target.free >= model.peak
@@ -98,13 +132,37 @@ def check(before: Snapshot, step: Step, rules: Rules) -> None:
         Kind.EVICT: not step.target and count == 0,
     }[step.kind]
     assert step.reason
-    assert step.nbytes == model.nbytes
+    assert step.nbytes == (model.nbytes if step.target else model.kept(step.source))
 
 
-@given(SEEDS, st.booleans())
-@settings(max_examples=150, deadline=None)
-def test_no_step_does_what_it_may_not(seed: int, steady: bool) -> None:
+def check_form(before: Snapshot, step: Step, rules: Rules) -> None:
+    """Who changes its form serves where it is, has the other one, and there is memory for it."""
+    model = next(model for model in before.servables if model.handle == step.handle)
+    name = step.target if step.kind is Kind.INLINE else step.source
+    (worker,) = (worker for worker in before.workers if worker.name == name)
+    form, replica = model.inlined, model.on[name]
+    assert form is not None
+    assert step.nbytes == form.nbytes
+    assert step.reason
+    assert {step.source, step.target} == {name, ""}
+    assert replica.inlined is (step.kind is Kind.MAP)
+    lately = [(before.now - past.when, past) for past in before.past if past.handle == step.handle]
+    if step.kind is Kind.INLINE:
+        assert not any(past.kind is Kind.MAP and ago < 180.0 for ago, past in lately)
+        assert worker.open
+        assert worker.free >= form.peak
+        assert form.gain > 1
+        assert step.gain > rules.hysteresis * step.cost
+    else:
+        came = [ago for ago, past in lately if past.kind is Kind.INLINE and past.target == name]
+        assert all(ago >= form.load_seconds + 5.0 for ago in came)
+
+
+@given(SEEDS, st.booleans(), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_no_step_does_what_it_may_not(seed: int, steady: bool, forms: bool) -> None:
     snapshot, rules = pool(seed, steady=steady), Rules(moves_per_minute=12, bytes_per_minute=600 * MB)
+    snapshot = with_forms(snapshot, seed) if forms else snapshot
     loaded = steps = 0
     while (step := plan(snapshot, rules)) is not None:
         assert plan(snapshot, rules) == step, "the same snapshot gives the same step"
@@ -116,10 +174,11 @@ def test_no_step_does_what_it_may_not(seed: int, steady: bool) -> None:
     assert loaded <= 600 * MB
 
 
-@given(SEEDS)
-@settings(max_examples=10, deadline=None)
-def test_no_step_does_what_it_may_not_where_all_is_packed_anew(seed: int) -> None:
+@given(SEEDS, st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_no_step_does_what_it_may_not_where_all_is_packed_anew(seed: int, forms: bool) -> None:
     snapshot, rules = pool(seed, now=0.0), Rules(hysteresis=0.1)
+    snapshot = with_forms(snapshot, seed) if forms else snapshot
     for _ in range(20):
         step = plan(snapshot, rules)
         if step is None:
@@ -192,6 +251,37 @@ def test_averages_that_disagree_move_nothing(seed: int) -> None:
     assert plan(snapshot, Rules()) is None
     both = replace(snapshot, servables=tuple(replace(m, slow=m.fast) for m in models))
     assert plan(both, Rules()) is not None
+
+
+@given(SEEDS, st.sampled_from([0.0, 0.5, 2.0]))
+@settings(max_examples=60, deadline=None)
+def test_no_form_changes_to_and_fro(seed: int, hysteresis: float) -> None:
+    snapshot, rules = with_forms(pool(seed), seed), Rules(hysteresis=hysteresis)
+    steps = plan_all(snapshot, rules, most=200)
+    assert len(steps) < 200, "it ends"
+    held = {worker.name: worker.held for worker in snapshot.workers}
+    for step in steps:
+        check(snapshot, step, rules)
+        snapshot = after(snapshot, step)
+        for worker in snapshot.workers:
+            there = [model for model in snapshot.servables if worker.name in model.on]
+            assert worker.held == sum(model.kept(worker.name) for model in there)
+            assert worker.free >= 0 or worker.held <= held[worker.name]
+
+
+@given(SEEDS)
+@settings(max_examples=15, deadline=None)
+def test_forms_come_to_rest_while_demand_is_constant(seed: int) -> None:
+    """Ten minutes: once a replica is mapped again nothing asks for another change."""
+    snapshot, changes = with_forms(pool(seed, calm=True), seed), Counter[tuple[int, str]]()
+    for _ in range(60):
+        step = plan(snapshot, Rules())
+        if step is not None:
+            snapshot = after(snapshot, step)
+            if step.kind in REFORMS:
+                changes[step.handle, step.source or step.target] += 1
+        snapshot = replace(snapshot, now=snapshot.now + 10.0)
+    assert max(changes.values(), default=0) <= 1
 
 
 @given(SEEDS)

@@ -210,6 +210,8 @@ def test_nothing_to_do_says_why(fake: Fake) -> None:
         ("migrate", "move mnist:3 cpu0 -> cpu1"),
         ("drop", "drop mnist:3 from cpu0"),
         ("evict", "evict mnist:3 from cpu0"),
+        ("inline", "inline mnist:3 on cpu1"),
+        ("map", "map mnist:3 on cpu0"),
     ],
 )
 def test_every_kind_of_step_has_its_words(fake: Fake, kind: str, words: str) -> None:

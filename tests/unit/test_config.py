@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 from tfpool import config
 from tfpool.errors import InvalidArgument, NotFound
 from tfpool.settings import (
+    STORE_OFF,
+    STORE_VARIABLE,
     BatchingSettings,
+    Form,
     Loading,
     ModelSettings,
     PlacementPolicy,
     PlacementSettings,
     PoolSettings,
     Settings,
+    StoreSettings,
     Transition,
     WorkerSettings,
 )
@@ -43,10 +47,13 @@ def test_examples_load(path: Path) -> None:
 
 
 def test_the_full_example_tells_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(STORE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     settings = config.load(str(CONFIGS / "pool.toml"))
     assert settings.pool == PoolSettings()
     assert settings.batching == BatchingSettings()
     assert settings.placement == PlacementSettings()
+    assert settings.store == StoreSettings("/cache/tfpool/store")
     assert settings.models[0] == ModelSettings("mnist", str(CONFIGS / "models/mnist"))
 
 
@@ -66,6 +73,38 @@ def test_every_placement_key() -> None:
     )
     wanted = PlacementSettings(PlacementPolicy.ADVISE, 5, 30, 3, 2, 4, 1 << 30, 60, "/etc/log.jsonl")
     assert config.parse(text, "/etc/pool.toml").placement == wanted
+
+
+def test_every_store_key() -> None:
+    text = "[store]\nenabled = false\ndirectory = 'store'\nbudget = '1GiB'\ninline = false\n"
+    wanted = StoreSettings("/etc/store", enabled=False, budget=1 << 30, inline=False)
+    assert config.parse(text, "/etc/pool.toml").store == wanted
+
+
+def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORE_VARIABLE, "/somewhere")
+    assert parse("").store == StoreSettings("/somewhere")
+    assert parse("[store]\ndirectory = '/here'").store == StoreSettings("/here")
+    monkeypatch.setenv(STORE_VARIABLE, STORE_OFF)
+    assert not parse("").store.enabled
+    assert parse("[store]\ndirectory = '/here'").store == StoreSettings("/here")
+
+
+def test_the_store_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORE_VARIABLE, "")
+    monkeypatch.setenv("HOME", "/home/ann")
+    for cache in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        assert parse("").store == StoreSettings("/home/ann/.cache/tfpool/store")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert parse("").store == StoreSettings("/cache/tfpool/store")
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_a_model_may_be_held_in_one_form(form: Form) -> None:
+    assert model(f"form = '{form.value}'").form is form
+    assert model("form = 'auto'").form is None
+    assert model("").form is None
 
 
 def test_a_least_of_no_replicas_lets_a_model_leave() -> None:
@@ -249,6 +288,15 @@ BAD = [
     ),
     ("[server]\ncurve_key = 'k'", "2: [server] curve_key: got one without the other", ""),
     ("[server]\nauthorized_keys = 'k'", "2: [server] authorized_keys: got one without the other", ""),
+    ("[store]\nbudget = '1kB'", "2: [store] budget: got '1kB', expected at least 1MiB", ""),
+    ("[store]\nenabled = 'off'", "2: [store] enabled: got 'off', expected true or false", ""),
+    ("[store]\ndirectory = ''", "2: [store] directory: got '', expected a text", ""),
+    ("[store]\nplace = '/x'", "2: [store] place: got an unknown key, expected one of directory, enabled", ""),
+    (
+        MODEL + "form = 'mappd'",
+        "4: [model] form: got 'mappd', expected one of auto, plain, mapped, inlined",
+        "'mapped'?",
+    ),
     (MODEL + "slo_ms = 0", "4: [model] slo_ms: got 0, expected a number from 0.001", ""),
     (MODEL + "priority = 101", "4: [model] priority: got 101, expected a whole number from -100 to 100", ""),
     (MODEL + "weight = inf", "4: [model] weight: got inf, expected a number", ""),
@@ -341,6 +389,18 @@ def test_paths_of_a_command_line_start_where_it_is(tmp_path: Path, monkeypatch: 
     server = config.build(file=str(path), models_root="models", allowed_roots=["a", "/b"]).server
     assert (server.models_root, server.state_file) == (str(tmp_path / "models"), str(tmp_path / "etc" / "state"))
     assert server.allowed_roots == (str(tmp_path / "a"), "/b")
+
+
+def test_the_store_of_a_command_line_lies_over_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "pool.toml"
+    path.write_text("[store]\nenabled = false\ndirectory = '/x'\nbudget = '1GiB'\n")
+    assert config.build(file=str(path)).store == StoreSettings("/x", enabled=False, budget=1 << 30)
+    assert config.build(file=str(path), store="s").store == StoreSettings(str(tmp_path / "s"), budget=1 << 30)
+    path.write_text("[store]\ndirectory = '/x'\n")
+    assert config.build(file=str(path), store=STORE_OFF).store == StoreSettings("/x", enabled=False)
+    assert not config.build({"m": "/m"}, store=STORE_OFF).store.enabled
+    assert config.build({"m": "/m"}, store="/y").store == StoreSettings("/y")
 
 
 # -- changes at run time -------------------------------------------------------------------------------------------

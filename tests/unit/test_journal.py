@@ -13,6 +13,7 @@ from tfpool.placement.journal import CutOff, Entry, Reader, from_fields, to_fiel
 from tfpool.placement.snapshot import (
     Demand,
     Hold,
+    Inlined,
     Kind,
     Past,
     Replica,
@@ -37,6 +38,7 @@ HOT = ServableView(
     on={"cpu0": Replica(Hold.SERVES, 12.5)},
     idle=0.25,
 )
+FORM = Inlined(500, 700, 1.5, 1.25)
 COLD = ServableView(8, "cold:1", 300, 300, 0.1, wanted=False, idle=50.0)
 WORKERS = (WorkerView("cpu0", room=4000, held=1000, busy=0.9), WorkerView("cpu1"))
 PAST = Past(40.0, Kind.DROP, 8, "cpu1", "", 300)
@@ -106,6 +108,23 @@ WHOLE: dict[str, Any] = {
 def test_a_whole_line() -> None:
     assert to_fields(ENTRY) == WHOLE
     assert from_fields(WHOLE) == ENTRY
+
+
+def test_forms_are_told_where_there_are_any() -> None:
+    on = {"cpu0": Replica(Hold.SERVES, 12.5, True), "cpu1": Replica(Hold.SERVES, 20.0)}
+    hot = replace(HOT, on=on, inlined=FORM)
+    step = Step(Kind.MAP, 7, "hot:3", "cpu0", "", 500, 0.0, 0.5, "memory is short")
+    past = (Past(90.0, Kind.INLINE, 7, "", "cpu0", 500),)
+    entry = replace(ENTRY, snapshot=replace(ENTRY.snapshot, servables=(hot, COLD), past=past), step=step)
+    fields = to_fields(entry)
+    row = fields["snapshot"]["servables"][0]
+    assert row["inlined"] == [500, 700, 1.5, 1.25]
+    assert row["on"] == {"cpu0": ["serves", 12.5, True], "cpu1": ["serves", 20.0]}
+    assert (fields["step"]["kind"], fields["snapshot"]["past"][0][1]) == ("map", "inline")
+    assert from_fields(json.loads(json.dumps(fields))) == entry
+    gone = replace(entry, snapshot=replace(entry.snapshot, servables=(replace(hot, inlined=None), COLD)))
+    assert to_fields(gone, entry)["snapshot"]["servables"] == [{"handle": 7, "inlined": None}]
+    assert from_fields(to_fields(gone, entry), entry) == gone
 
 
 def test_a_line_of_changes() -> None:
@@ -186,11 +205,12 @@ SERVABLES = st.builds(
     row_seconds=st.dictionaries(NAMES, SECONDS, max_size=2),
     replicas=st.tuples(st.integers(0, 9), st.integers(1, 9)),
     pins=st.lists(NAMES, max_size=2).map(tuple),
-    on=st.dictionaries(NAMES, st.builds(Replica, st.sampled_from(Hold), MOMENTS), max_size=2),
+    on=st.dictionaries(NAMES, st.builds(Replica, st.sampled_from(Hold), MOMENTS, st.booleans()), max_size=2),
     wanted=st.booleans(),
     movable=st.booleans(),
     crashes=st.integers(0, 3),
     idle=SECONDS | st.just(float("inf")),
+    inlined=st.none() | st.builds(Inlined, BYTES, BYTES, SECONDS, st.floats(0.5, 2.0)),
 )
 PASTS = st.builds(Past, MOMENTS, st.sampled_from(Kind), st.integers(0, 6), NAMES, st.just(""), BYTES)
 SNAPSHOTS = st.builds(
@@ -266,6 +286,10 @@ def servable(**fields: object) -> dict[str, Any]:
         (servable(idle=float("nan")), "idle: got nan, expected a number"),
         (servable(fast=[1.0]), "fast: got .*, expected a list of 2"),
         (servable(on={"cpu0": ["sits", 1.0]}), "on: cpu0: got 'sits', expected one of serves, comes, goes"),
+        (servable(on={"cpu0": ["serves"]}), "on: cpu0: got .*, expected a list of 3"),
+        (servable(on={"cpu0": ["serves", 1.0, 2]}), "on: cpu0: got 2, expected true or false"),
+        (servable(inlined=[500, 700, 1.5]), "inlined: got .*, expected a list of 4"),
+        (servable(inlined=[500, 700, 1.5, 0.0]), "inlined: got 0.0, expected a number from 0.001"),
         (servable(wanted=1), "wanted: got 1, expected true or false"),
         (servable(colour="red"), "got 'colour', expected none but handle, name"),
         ({**WHOLE, "step": {"kind": "load"}}, "step: got no handle, expected one"),

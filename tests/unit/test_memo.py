@@ -46,7 +46,7 @@ def test_fields_as_they_are_written() -> None:
         "models": {"new": {"base_path": "/models/new", "replicas": [1, 2]}},
         "removed": ["old"],
         "unloaded": [["mnist", 2]],
-        "footprints": {"00ff": {"nbytes": 1000, "peak": 3000, "load_seconds": 0.5}},
+        "footprints": {"00ff": {"nbytes": 1000, "peak": 3000, "load_seconds": 0.5, "shared": 0}},
     }
     assert Memo.from_fields(FULL.to_fields()) == FULL
     assert Memo.from_fields({}) == Memo()

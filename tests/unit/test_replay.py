@@ -15,6 +15,7 @@ from tfpool.placement.recording import LONGEST_GAP, Change, Recording
 from tfpool.placement.snapshot import (
     Demand,
     Hold,
+    Inlined,
     Kind,
     Replica,
     Rules,
@@ -121,6 +122,15 @@ def test_the_world_as_it_might_be(change: Change, workers: list[tuple[str, int]]
     assert set(world.tenants[0].seconds) == {name for name, _ in workers}
 
 
+def test_forms_are_as_at_the_beginning_and_rows_as_without_them() -> None:
+    """It was inlined at first, is now, and runs twice as fast so."""
+    form = Inlined(100, 150, 1.0, 2.0)
+    faster = replace(hot(), inlined=form, on={"cpu0": Replica(Hold.SERVES, 1.0, True)})
+    (tenant,) = recorded(entry(0, faster), entry(10, faster)).world(Change(), 1.0).tenants
+    assert (tenant.view.inlined, dict(tenant.view.on)) == (form, dict(faster.on))
+    assert tenant.seconds == {"cpu0": 0.02, "cpu1": 0.02}
+
+
 def test_a_restart_of_the_pool_gives_other_handles() -> None:
     """After it, the handle of the hot one belongs to the cold one."""
     turned = entry(10, replace(COLD, handle=1), replace(hot(), handle=2))
@@ -193,6 +203,19 @@ def test_options_that_change_nothing_make_no_second_column(tmp_path: Path) -> No
     assert "what_if" not in figures(tmp_path, "--hysteresis", "3", "--horizon", "60")
     assert "what_if" in figures(tmp_path, "--hysteresis", "1")
     assert "what_if" in figures(tmp_path, "--max-replicas", "1")
+
+
+def test_what_was_hot_is_inlined(tmp_path: Path) -> None:
+    """Half a worker's work, and room beside it. Where nothing moves, no form changes either."""
+    view = replace(hot(25.0), replicas=(1, 1), inlined=Inlined(100, 150, 0.2, 1.5))
+    text = lines(*(entry(float(second), view) for second in range(0, 61, 10)))
+    found = replay(tmp_path, text, "--policy", "static", "--json")
+    assert found.exit_code == 0, found.output
+    document = json.loads(found.output)
+    assert [document[pool]["form_changes"] for pool in ("as_recorded", "what_if")] == [1, 0]
+    assert document["as_recorded"]["busy"]["cpu0"] < document["what_if"]["busy"]["cpu0"] - 0.1
+    (line,) = [row for row in replay(tmp_path, text).output.splitlines() if row.startswith("changes of form")]
+    assert line.split()[-1] == "1"
 
 
 def test_lines_that_were_cut_off_are_left_out(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tfpool.broker.effects import POOL_ARENA, Effects
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.gather import Outputs
 from tfpool.broker.inventory import Item
+from tfpool.broker.reforms import Reforms
 from tfpool.broker.residence import Residence
 from tfpool.errors import Internal, InvalidArgument, ResourceExhausted, from_code
 from tfpool.repository.memo import Footprint
@@ -20,6 +21,7 @@ from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
 from tfpool.scheduler.curves import Point
 from tfpool.scheduler.work import Batch
+from tfpool.settings import Form
 from tfpool.shm.arena import Arena
 from tfpool.shm.doorbell import Doorbell
 from tfpool.shm.layout import align
@@ -43,6 +45,7 @@ class Bells:
         clients: Clients,
         residence: Residence,
         effects: Effects,
+        reforms: Reforms,
         decide: Callable[[ev.Event], None],
         watch: Callable[[int, bool], None],
         died: Callable[[Link], None],
@@ -54,6 +57,7 @@ class Bells:
         self._clients = clients
         self._residence = residence
         self._effects = effects
+        self._reforms = reforms
         self._decide = decide
         self._watch = watch
         self._died = died
@@ -128,6 +132,10 @@ class Bells:
             self._loaded(link, *fields)
         elif verb == Bell.LOAD_FAILED:
             self._residence.load_failed(link, fields[0], from_code(fields[1], fields[2]))
+        elif verb == Bell.REFORMED:
+            self._reforms.changed(link, fields[0], *_took(fields[1]))
+        elif verb == Bell.REFORM_FAILED:
+            self._reforms.failed(link, *fields)
         elif verb == Bell.UNLOADED:
             handle, gauge = fields
             link.tells(decode_gauge(gauge))
@@ -136,9 +144,9 @@ class Bells:
             raise Internal(f"worker {link.name} said {verb}")
 
     def _loaded(self, link: Link, handle: int, info: dict[str, Any]) -> None:
-        found = Footprint(info["memory_bytes"], info["peak_bytes"], info["load_seconds"])
+        found, form, key = _took(info)
         signatures = tuple(_signature(fields) for fields in info["signatures"])
-        self._residence.loaded(link, handle, found, signatures, info["skipped"])
+        self._residence.loaded(link, handle, found, signatures, info["skipped"], form, key)
         version = self._residence.held(link, handle)
         if version is not None:
             curves = [[Point(*point) for point in curve] for curve in info["curves"]]
@@ -200,6 +208,13 @@ def _spills(fds: list[int], wanted: int) -> list[Arena]:
     for fd in fds[len(spills) :]:
         os.close(fd)
     raise ResourceExhausted(f"the outputs cannot be mapped: {why}")
+
+
+def _took(info: dict[str, Any]) -> tuple[Footprint, Form, str]:
+    """What a load took, the form that it gave, and the file of the store that it maps."""
+    key, shared = info["mapped"] or ("", 0)
+    found = Footprint(info["memory_bytes"], info["peak_bytes"], info["load_seconds"], shared)
+    return found, Form(info["form"]), key
 
 
 def _signature(fields: dict[str, Any]) -> SignatureSpec:

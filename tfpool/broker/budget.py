@@ -1,8 +1,9 @@
 """Memory of the workers: what a load will take, whether there is room for it, and what it would have to push out.
 
-A worker's budget bounds the bytes that it has to itself. Sizes are measured at every load and remembered by what the
-files look like, so that a guess from the disk serves once in a model's life. A part of the budget is kept free for what
-runs take beyond what loads were measured to, and for the pages that a worker touches for the first time.
+A worker's budget bounds the bytes that it has to itself, and its share of the files that it maps. Sizes are measured
+at every load and remembered by what the files look like, so that a guess from the disk serves once in a model's life.
+A part of the budget is kept free for what runs take beyond what loads were measured to, and for the pages that a worker
+touches for the first time.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 
 from tfpool.broker.fleet import Link
+from tfpool.broker.pages import Pages
 from tfpool.broker.registry import Version
 from tfpool.errors import ResourceExhausted
 from tfpool.placement.eviction import Gdsf
 from tfpool.repository.memo import Footprint
+from tfpool.settings import Form
 
 GUESS_FACTOR = 4
 GUESS_BYTES = 8 << 20
@@ -29,34 +32,43 @@ class Budget:
         self._footprints = footprints
         self._remember = remember
         self._gdsf = Gdsf()
+        self.pages = Pages()
 
     def hit(self, version: Version, requests: int) -> None:
         """A version has been asked for."""
         self._gdsf.hit(version.handle, requests)
 
     def expected(self, version: Version) -> Footprint | None:
-        """What loading it took the last time, or None if it was never measured."""
-        return self._footprints.get(version.fingerprint)
+        """What loading it took the last time, or was measured to take when it was compiled since; None if neither."""
+        measured, stored = self._footprints.get(version.fingerprint), version.stored
+        if stored is None or not stored.usable or (measured is not None and measured.shared):
+            return measured
+        return stored.footprint(version.settings.form or Form.MAPPED) or measured
 
     def need(self, link: Link, version: Version) -> int:
         """Bytes to reserve for a load: the peak as measured, or a guess; never more than an empty worker has, so that
         whatever is not :meth:`impossible` fits at last."""
-        need = self.foreseen(version)
+        need = self.foreseen(version) + self._adds(link, version)
         return need if link.settings.memory is None else min(need, limit(link.settings.memory) - link.base)
 
     def foreseen(self, version: Version) -> int:
         """Bytes that a load takes at its height: as measured, or a guess."""
         known = self.expected(version)
         if known is not None:
-            return max(known.peak, version.disk_bytes) + MARGIN_BYTES
+            return max(known.peak, 0 if known.shared else version.disk_bytes) + MARGIN_BYTES
         return GUESS_FACTOR * version.disk_bytes + GUESS_BYTES
+
+    def _adds(self, link: Link, version: Version) -> int:
+        """Its share of a file that it would map."""
+        known, stored = self.expected(version), version.stored
+        return self.pages.adds(link.name, stored.key, known.shared) if known is not None and stored is not None else 0
 
     def impossible(self, link: Link, version: Version) -> ResourceExhausted | None:
         """Why a worker can never hold a version, however empty it is; None where it can."""
         if link.settings.memory is None:
             return None
         known = self.expected(version)
-        takes = known.peak if known else version.disk_bytes
+        takes = known.peak + known.shared if known else version.disk_bytes
         most = limit(link.settings.memory)
         if link.base + takes <= most:
             return None
@@ -97,17 +109,30 @@ class Budget:
         by_handle: dict[Hashable, Version] = {version.handle: version for version in idle}
         return [by_handle[handle] for handle in self._gdsf.victims(missing, by_handle)]
 
-    def admitted(self, link: Link, version: Version, found: Footprint) -> None:
-        """A version has been loaded, and measured."""
-        link.reserved.pop(version.handle, None)
-        link.resident[version.handle] = found.nbytes
+    def admitted(self, link: Link, version: Version, found: Footprint, form: Form = Form.PLAIN, key: str = "") -> None:
+        """A version has been loaded, and measured; ``key`` names the file that it maps, if it does."""
+        self.holds(link, version, found, form, key)
         self._remember(version.fingerprint, found)
-        self._gdsf.admit(version.handle, max(1, found.nbytes), found.load_seconds)
+        self._gdsf.admit(version.handle, max(1, found.nbytes + found.shared), found.load_seconds)
+
+    def remember(self, version: Version, found: Footprint) -> None:
+        """This is what loading a version takes."""
+        self._remember(version.fingerprint, found)
+
+    def holds(self, link: Link, version: Version, found: Footprint, form: Form, key: str) -> None:
+        """What a version takes of a worker in the form that it has there now."""
+        link.reserved.pop(version.handle, None)
+        link.resident[version.handle], link.forms[version.handle] = found.nbytes, form
+        self.pages.unmap(link.name, version.handle)
+        if key:
+            self.pages.map(link.name, version.handle, key, found.shared)
 
     def released(self, link: Link, handle: int, evicted: bool, elsewhere: bool) -> None:
         """A version has left a worker; ``elsewhere``: others still hold it."""
         link.reserved.pop(handle, None)
         link.resident.pop(handle, None)
+        link.forms.pop(handle, None)
+        self.pages.unmap(link.name, handle)
         if evicted:
             with suppress(KeyError):  # it was never loaded to the end, or another replica of it has left before
                 self._gdsf.evicted(handle)
@@ -123,9 +148,9 @@ class Budget:
         return link.unique - link.base - sum(link.resident.values())
 
     def committed(self, link: Link) -> int:
-        """Bytes that a worker has, or has promised to loads."""
+        """Bytes that a worker has, or has promised to loads, with its share of the files that it maps."""
         held = max(link.unique, link.base + sum(link.resident.values()))
-        return held + sum(link.reserved.values())
+        return held + self.pages.share(link.name) + sum(link.reserved.values())
 
 
 def limit(budget: int) -> int:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from tfpool.broker.inventory import Inventory, Item
-from tfpool.settings import WorkerSettings
+from tfpool.settings import Form, WorkerSettings
 from tfpool.shm.doorbell import Doorbell
 from tfpool.wire.messages import Bell, Gauge, pack
 
@@ -39,7 +39,8 @@ class Link:
     last looked; ``outlives`` that it has been left by an earlier broker; ``drained`` that nobody wants it to serve;
     ``closed`` that it is given no models, for it is about to be replaced; ``kept_for`` is the version that it is kept
     for, or 0. ``residue`` are bytes that unloaded models have left behind, as of the last unload. ``spent`` has, since
-    the planner last looked, the rows, seconds and batches of each version that has run.
+    the planner last looked, the rows, seconds and batches of each version that has run. ``forms`` tells in which form
+    each model is held here.
     """
 
     settings: WorkerSettings
@@ -68,6 +69,7 @@ class Link:
     closed: bool = False
     kept_for: int = 0
     residue: int = 0
+    forms: dict[int, Form] = field(default_factory=dict)
     spent: dict[int, list[float]] = field(default_factory=dict)
 
     @property
@@ -146,7 +148,7 @@ class Fleet:
         link.busy_share = 0.0
         link.residue = 0
         link.inventory = Inventory()
-        for held in (link.loads, link.loading, link.unloading, link.resident, link.reserved, link.arenas):
+        for held in (link.loads, link.loading, link.unloading, link.resident, link.reserved, link.arenas, link.forms):
             held.clear()
 
     def candidates(self) -> list[Link]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from tfpool.broker.registry import Model, Version
+from tfpool.settings import Form
 
 
 class Item(NamedTuple):
@@ -34,6 +35,7 @@ def order(version: Version) -> tuple[str, str, dict[str, Any]]:
         "sizes": list(version.settings.batching.allowed_batch_sizes),
         "rows": version.settings.batching.max_batch_size,
         "fingerprint": version.fingerprint,
+        "form": (version.settings.form or Form.MAPPED).value,
     }
     return str(version.key), version.path, options
 

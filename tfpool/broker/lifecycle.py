@@ -17,6 +17,7 @@ from tfpool.broker.lobby import Lobby
 from tfpool.broker.notebook import Notebook
 from tfpool.broker.registry import Goal, Model, Registry, Version, failure
 from tfpool.broker.residence import Residence
+from tfpool.broker.stored import Stored, look_up
 from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
@@ -37,7 +38,7 @@ SETTLING_SECONDS = 10.0
 class Lifecycle:
     """``clock`` gives monotonic seconds. ``residence`` is set by who makes it, for each needs the other.
 
-    ``reload`` is the transaction under way, if there is one.
+    ``store`` is the directory of compiled models, if there is one. ``reload`` is the transaction under way, if any.
     """
 
     residence: Residence
@@ -51,7 +52,9 @@ class Lifecycle:
         notebook: Notebook,
         lobby: Lobby,
         clock: Callable[[], float],
+        store: str = "",
     ) -> None:
+        self._store = store
         self._registry = registry
         self._pool = pool
         self._watcher = watcher
@@ -218,7 +221,16 @@ class Lifecycle:
 
     def describe(self, version: Version, done: Callable[[Version, Future[Description]], None]) -> None:
         """Have a version's directory read; ``done`` is called with what was read, from :meth:`look`."""
-        self.ask(partial(describe.describe, version.path, roots=self._notebook.roots), partial(done, version))
+
+        def read(looked: Future[Stored | None] | None) -> None:
+            found = looked is not None and looked.exception() is None
+            version.stored = looked.result() if looked is not None and found else None
+            self.ask(partial(describe.describe, version.path, roots=self._notebook.roots), partial(done, version))
+
+        if self._store:
+            self.ask(partial(look_up, self._store, version.path), read)
+        else:
+            read(None)
 
     def _described(self, version: Version, read: Future[Description]) -> None:
         if version.retired:

@@ -21,6 +21,7 @@ from tfpool.broker.bells import Bells
 from tfpool.broker.blame import Blame
 from tfpool.broker.budget import Budget
 from tfpool.broker.clients import Clients
+from tfpool.broker.compiling import Compiling
 from tfpool.broker.effects import Effects
 from tfpool.broker.fleet import Fleet, Link, WorkerState
 from tfpool.broker.front import Front
@@ -34,6 +35,7 @@ from tfpool.broker.notebook import Notebook
 from tfpool.broker.planning import Planning
 from tfpool.broker.reading import progress
 from tfpool.broker.recorder import Recorder
+from tfpool.broker.reforms import Reforms
 from tfpool.broker.registry import Registry
 from tfpool.broker.residence import Residence
 from tfpool.broker.resolve import Resolver
@@ -98,24 +100,26 @@ class Broker:
         self.front = Front(self)
         self.effects = Effects(self._arena, self.fleet, self.clients, self.meters, self.front.send)
         self.notebook = Notebook(settings)
-        self._budget = Budget(self.notebook.footprints, self.notebook.measured)
+        self.budget = Budget(self.notebook.footprints, self.notebook.measured)
         self._watcher = Watcher(settings.pool.poll_s, settings.server.models_root)
         self.lobby = Lobby(self.front.admit, self.effects.refuse, settings.pool.queue_budget)
+        store = settings.store.directory if settings.store.enabled else ""
         self.lifecycle = Lifecycle(
-            self.registry, settings.pool, self._watcher, self.notebook, self.lobby, time.monotonic
+            self.registry, settings.pool, self._watcher, self.notebook, self.lobby, time.monotonic, store
         )
-        room = Room(self.registry, self.fleet, self._budget, self.scheduler)
+        room = Room(self.registry, self.fleet, self.budget, self.scheduler)
         self.residence = self.lifecycle.residence = Residence(
             self.registry,
             self.fleet,
             settings.pool,
-            self._budget,
+            self.budget,
             room,
             self.scheduler,
             self.decide,
             self.recycle,
             self.lifecycle,
         )
+        self.reforms = Reforms(self.registry, self.fleet, self.budget, time.monotonic)
         self.migrations = Migrations(self.fleet, self.residence, time.monotonic)
         self.turnover = Turnover(self.registry, self.fleet, room, self.residence, self.migrations)
         self.rolling = Rolling(self.registry, self.fleet, room, self.migrations, self.recycle, self.residence.refill)
@@ -124,12 +128,13 @@ class Broker:
         survey = Survey(
             self.registry,
             self.fleet,
-            self._budget,
+            self.budget,
             self.residence,
             self.scheduler,
             self.meters,
             self.migrations,
             placement,
+            settings.store.inline,
         )
         self.planning = Planning(
             placement,
@@ -140,6 +145,7 @@ class Broker:
             self.residence,
             self.migrations,
             self.rolling,
+            self.reforms,
             survey,
             self._logbook,
             self.lifecycle.settled,
@@ -155,18 +161,28 @@ class Broker:
             self.clients,
             self.residence,
             self.effects,
+            self.reforms,
             self.decide,
             self._watch,
             self._blame.died,
             self.tell,
         )
+        self.compiling = Compiling(
+            settings,
+            self.registry,
+            self.fleet,
+            self.reforms,
+            self.lifecycle.settled,
+            self.lifecycle.ask,
+            self._watch,
+            self.tell,
+            self.started,
+        )
         self._resolver = Resolver(self.registry)
         self.recorder = Recorder()
         self.shadows = Shadows(self.registry, self._resolver)
         self.taps = Taps(self.recorder, self.shadows)
-        self.intake = Intake(
-            self._resolver, self.clients, self.meters, self.taps, self._budget.hit, self.lifecycle.wake
-        )
+        self.intake = Intake(self._resolver, self.clients, self.meters, self.taps, self.budget.hit, self.lifecycle.wake)
         self._was_lone = False
         self._stopped = False
         self._told = (-1, 0)
@@ -201,7 +217,7 @@ class Broker:
                     self._hear_supervisor()
                 elif watched == self._watcher.fileno():
                     self.lifecycle.look()
-                else:
+                elif not self.compiling.hears(watched):
                     self._bells.hear(self.fleet.by_fd.get(watched))
             now = time.monotonic()
             self.lobby.expire(now)
@@ -269,10 +285,10 @@ class Broker:
         """One event through the scheduler, and what it asks for."""
         self.effects.perform(self.scheduler.handle(event, time.monotonic()))
 
-    def tell(self, verb: Control, *fields: Any) -> None:
+    def tell(self, verb: Control, *fields: Any, fds: tuple[int, ...] = ()) -> None:
         """A word to the supervisor. When it is gone, its end of file is on its way."""
         with suppress(BrokenPipeError, ConnectionResetError):
-            self._control.ring(pack([verb, *fields]))
+            self._control.ring(pack([verb, *fields]), fds)
 
     def models_changed(self) -> None:
         """Models, versions or their settings are not what they were."""
@@ -358,6 +374,7 @@ class Broker:
             if link.bell is not None and link.bell.waiting:
                 link.bell.flush()
         self._look_after_workers(time.monotonic())
+        self.compiling.step(time.monotonic())
         self.recorder.expire(time.monotonic())
         self.taps.refresh()
         for queue in self._resolver.closed:

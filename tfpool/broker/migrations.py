@@ -16,7 +16,7 @@ from tfpool.broker.registry import Goal, Version
 from tfpool.broker.residence import Residence
 from tfpool.errors import FailedPrecondition, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.placement.migration import OVER, Phase, Sign, following
-from tfpool.placement.snapshot import Kind, Past
+from tfpool.placement.snapshot import Kind, Past, Step
 from tfpool.repository.states import State
 from tfpool.telemetry import log
 
@@ -89,9 +89,9 @@ class Migrations:
         self._follow(found)
         return found
 
-    def note(self, kind: Kind, source: str) -> None:
+    def note(self, step: Step) -> None:
         """Remember a step that is no migration."""
-        self._past.append(Past(self._clock(), kind, 0, source, "", 0))
+        self._past.append(Past(self._clock(), step.kind, step.handle, step.source, step.target, step.nbytes))
 
     # -- what others ask ---------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.logbook import Logbook
 from tfpool.broker.migrations import Migration, Migrations
+from tfpool.broker.reforms import Reform, Reforms
 from tfpool.broker.registry import Registry, Version
 from tfpool.broker.residence import Residence
 from tfpool.broker.rolling import Rolling
@@ -26,7 +27,7 @@ from tfpool.broker.survey import Survey
 from tfpool.errors import FailedPrecondition, TfpoolError
 from tfpool.placement.planner import after, plan
 from tfpool.placement.snapshot import Kind, Rules, Snapshot, Step
-from tfpool.settings import PlacementPolicy, PlacementSettings
+from tfpool.settings import Form, PlacementPolicy, PlacementSettings
 from tfpool.telemetry import log
 
 PLANNING_SHARE = 0.05
@@ -41,21 +42,22 @@ BEGUN, REFUSED = "begun", "refused"
 
 Ask = Callable[[Callable[[], Any], Callable[[Future[Any]], None]], None]
 _MOVES = (Kind.LOAD, Kind.REPLICATE, Kind.MIGRATE)
+_FORMS = {Kind.INLINE: Form.INLINED, Kind.MAP: Form.MAPPED}
 
 
 @dataclass(slots=True)
 class Outcome:
-    """A step that was taken, as of what was ``seen``: the migration that it became, if it is one, or why it could not
-    be taken."""
+    """A step that was taken, as of what was ``seen``: what it became, a migration or a change of form, if it is one, or
+    why it could not be taken."""
 
     step: Step
     seen: Snapshot
-    migration: Migration | None = None
+    work: Migration | Reform | None = None
     error: TfpoolError | None = None
 
     @property
     def over(self) -> bool:
-        return self.migration is None or self.migration.over
+        return self.work is None or self.work.over
 
 
 @dataclass(slots=True)
@@ -118,6 +120,7 @@ class Planning:
         residence: Residence,
         migrations: Migrations,
         rolling: Rolling,
+        reforms: Reforms,
         survey: Survey,
         logbook: Logbook,
         settled: Callable[[], bool],
@@ -139,6 +142,7 @@ class Planning:
         self._residence = residence
         self._migrations = migrations
         self._rolling = rolling
+        self._reforms = reforms
         self.survey = survey
         self._logbook = logbook
         self._settled = settled
@@ -196,7 +200,7 @@ class Planning:
 
     def _occupied(self) -> bool:
         """Whether enough is moving already."""
-        moves = sum(one.by == "planner" for one in self._migrations.active)
+        moves = sum(one.by == "planner" for one in self._migrations.active) + len(self._reforms.active)
         return self._rolling.busy or moves >= max(1, len(self._fleet.links) // WORKERS_PER_MOVE)
 
     # -- when somebody asks ------------------------------------------------------------------------------------
@@ -248,7 +252,7 @@ class Planning:
         """Begin a step, if the pool still is as the planner saw it."""
         self._log.info("plan.step", what=step.kind.value, gain=round(step.gain, 3), cost=round(step.cost, 3))
         if step.kind is Kind.RECYCLE:
-            self._migrations.note(step.kind, step.source)
+            self._migrations.note(step)
             self._rolling.begin([self._fleet.links[step.source]], "recycle", step.reason)
             return Outcome(step, seen)
         version = self._registry.by_handle[step.handle]
@@ -259,12 +263,22 @@ class Planning:
             self.survey.shun(version, until=seen.now + SHUNNED_SECONDS)
             return Outcome(step, seen, error=error)
 
-    def _begin(self, version: Version, step: Step, by: str) -> Migration:
+    def _begin(self, version: Version, step: Step, by: str) -> Migration | Reform:
+        form = _FORMS.get(step.kind)
+        if form is not None:
+            link = self._fleet.links[step.target or step.source]
+            reform = self._reforms.begin(version, link, form, by, step.reason, self._reformed)
+            self._migrations.note(step)
+            return reform
         if step.kind in _MOVES:
             self._make_way(version, self._fleet.links[step.target])
         else:
             self._part(version, self._fleet.links[step.source], last=step.kind is Kind.EVICT)
         return self._migrations.begin(version, step.kind, step.source, step.target, by, step.reason)
+
+    def _reformed(self, error: TfpoolError | None, version: Version) -> None:
+        if error is not None:
+            self.survey.shun(version, until=self.survey.looked + SHUNNED_SECONDS)
 
     def _make_way(self, version: Version, target: Link) -> None:
         """Check that a version may come to a worker; loads of it that found no room elsewhere are called off. Raises

@@ -133,13 +133,10 @@ def applied(applying: Applying) -> Row:
 
 
 def _outcome(outcome: Outcome) -> Row:
-    migration = outcome.migration
-    if migration is None:
-        error, took = outcome.error, 0.0
-        phase = Phase.DONE if error is None else Phase.ABORTED
-    else:
-        error, phase = migration.error, migration.phase
-        took = (migration.ended or migration.begun) - migration.begun
+    work = outcome.work
+    error = outcome.error if work is None else work.error
+    took = 0.0 if work is None else (work.ended or work.begun) - work.begun
+    phase = work.phase if isinstance(work, Migration) else Phase.DONE if error is None else Phase.ABORTED
     return {
         **step_row(outcome.step, outcome.seen),
         "outcome": phase.value,

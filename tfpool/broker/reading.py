@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tfpool.broker import plans, rows
+from tfpool.broker.compiling import state_of
 from tfpool.broker.fleet import WorkerState
 from tfpool.broker.later import soon
 from tfpool.broker.registry import Model, NotLoaded
@@ -23,9 +24,13 @@ def models(broker: Broker) -> list[dict[str, Any]]:
 
 
 def _asked(broker: Broker, row: dict[str, Any], model: Model) -> dict[str, Any]:
-    """A version's row with what is asked of it, and what that costs."""
+    """A version's row with what is asked of it, what that costs, and in which forms it is held."""
     version = model.versions.get(row["version"])
-    return {**row, **plans.demand(version, broker.planning.survey)} if version is not None else row
+    if version is None:
+        return row
+    forms = {link.name: form.value for link in broker.fleet.links.values() if (form := link.forms.get(version.handle))}
+    store = state_of(version, broker.compiling)
+    return {**row, **plans.demand(version, broker.planning.survey), "forms": forms, "store": store}
 
 
 def status(broker: Broker, model: str) -> list[dict[str, Any]]:
@@ -57,7 +62,10 @@ def metadata(broker: Broker, model: str, version: int = 0, label: str = "") -> d
 
 def workers(broker: Broker) -> list[dict[str, Any]]:
     versions = broker.registry.versions()
-    return [rows.worker_row(link, versions) for link in broker.fleet.links.values()]
+    found = [rows.worker_row(link, versions) for link in broker.fleet.links.values()]
+    for row in found:
+        row["memory"]["mapped"] = broker.budget.pages.share(row["name"])
+    return found
 
 
 def queues(broker: Broker) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+from tfpool.broker.stored import Stored
 from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.repository.states import USEFULNESS, State, Step, following
 from tfpool.settings import Loading, ModelSettings, Split
@@ -62,7 +63,8 @@ class Version:
     knows it; ``kept`` while a worker seems to hold it from an earlier broker. ``deaths`` counts workers that died
     loading it, ``faults`` those that this is known to have killed, and ``failures`` its failed loads in a row;
     ``retry_at`` is when the next try is due (monotonic seconds). ``crashes`` are those of late; ``isolated`` names the
-    worker that it has to itself. ``asks`` and ``rows`` count what has been asked of it.
+    worker that it has to itself. ``asks`` and ``rows`` count what has been asked of it. ``stored`` is what the store
+    has for its files; ``uncompiled`` says why it has nothing.
     """
 
     key: ModelKey
@@ -96,6 +98,8 @@ class Version:
     isolated: str = ""
     asks: int = 0
     rows: int = 0
+    stored: Stored | None = None
+    uncompiled: str = ""
 
     @property
     def handle(self) -> int:

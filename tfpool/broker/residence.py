@@ -22,7 +22,7 @@ from tfpool.repository.memo import Footprint
 from tfpool.repository.states import State, Step
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
-from tfpool.settings import PoolSettings
+from tfpool.settings import Form, PoolSettings
 from tfpool.telemetry import log
 from tfpool.types import SignatureSpec
 from tfpool.wire.messages import Bell
@@ -255,12 +255,20 @@ class Residence:
             version.step(link.name, Step.WARM)
 
     def loaded(
-        self, link: Link, handle: int, found: Footprint, signatures: tuple[SignatureSpec, ...], skipped: dict[str, str]
+        self,
+        link: Link,
+        handle: int,
+        found: Footprint,
+        signatures: tuple[SignatureSpec, ...],
+        skipped: dict[str, str],
+        form: Form = Form.PLAIN,
+        key: str = "",
     ) -> None:
+        """A load has ended well; ``key`` names the file of the store that it maps, if it does."""
         link.loading.discard(handle)
         version = self._registry.by_handle.get(handle)
         if version is not None:
-            self._budget.admitted(link, version, found)
+            self._budget.admitted(link, version, found, form, key)
         if version is None or not version.step(link.name, Step.LOADED):
             self._next_loads(link)  # it has been told to go while it loaded
             return
@@ -281,6 +289,7 @@ class Residence:
             worker=link.name,
             seconds=found.load_seconds,
             bytes=found.nbytes,
+            form=form.value,
         )
         self._listener.served(version)
         self._relieve(link, version)
@@ -363,6 +372,7 @@ class Residence:
 
     def lost(self, link: Link) -> None:
         """A worker died; its replacement will load its models again."""
+        self._budget.pages.lost(link.name)
         for version in self._registry.versions():
             state = version.on.get(link.name)
             lost = state is not None and version.step(link.name, Step.LOST)

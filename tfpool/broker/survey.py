@@ -13,11 +13,11 @@ from tfpool.broker.migrations import Migrations
 from tfpool.broker.registry import Goal, Registry, Version
 from tfpool.broker.residence import Residence
 from tfpool.placement.rates import SLOW_SECONDS, Rates
-from tfpool.placement.snapshot import NOTHING, Hold, Replica, ServableView, Snapshot, WorkerView
+from tfpool.placement.snapshot import NOTHING, Hold, Inlined, Replica, ServableView, Snapshot, WorkerView
 from tfpool.repository.states import State
 from tfpool.scheduler.core import Scheduler
 from tfpool.scheduler.curves import BATCH_OVERHEAD_SECONDS
-from tfpool.settings import Loading, PlacementSettings
+from tfpool.settings import Form, Loading, PlacementSettings
 
 _HOLDS = {
     State.NEW: Hold.COMES,
@@ -28,10 +28,13 @@ _HOLDS = {
 }
 GUESSED_LOAD_SECONDS = 1.0
 FORGOTTEN_ROWS = 0.01
+GAIN_BATCHES = 1000
+_NO_RUNS = [0.0, 0.0, 0.0]
 
 
 class Survey:
-    """Looks at the pool at intervals; :meth:`snapshot` is what it saw."""
+    """Looks at the pool at intervals, last when it ``looked``; :meth:`snapshot` is what it saw. With ``inline`` models
+    may be INLINED where that is worth it."""
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Survey:
         meters: Meters,
         migrations: Migrations,
         settings: PlacementSettings,
+        inline: bool = True,
     ) -> None:
         self._registry = registry
         self._fleet = fleet
@@ -52,11 +56,12 @@ class Survey:
         self._meters = meters
         self._migrations = migrations
         self._settings = settings
+        self._inline = inline
         self._rates: dict[int, Rates] = {}
         self._replicas: dict[tuple[int, str], Replica] = {}
         self._shunned: dict[int, float] = {}
-        self._costs: dict[tuple[int, str], list[float]] = {}
-        self._looked = 0.0
+        self._costs: dict[tuple[int, str, Form], list[float]] = {}
+        self.looked = 0.0
 
     def shun(self, version: Version, until: float) -> None:
         """Have the planner leave a version alone for a while: what it wanted of it could not be done."""
@@ -82,19 +87,22 @@ class Survey:
 
     def _take_in_runs(self, now: float) -> None:
         """What runs have cost since the last look; what was before counts for less and less."""
-        fade = exp(-(now - self._looked) / SLOW_SECONDS) if now > self._looked else 1.0
-        self._looked = now
+        fade = exp(-(now - self.looked) / SLOW_SECONDS) if now > self.looked else 1.0
+        self.looked = now
         faded = ((place, [value * fade for value in cost]) for place, cost in self._costs.items())
         self._costs = {place: cost for place, cost in faded if cost[0] > FORGOTTEN_ROWS}
         for link in self._fleet.links.values():
             for handle, spent in link.spent.items():
-                known = self._costs.get((handle, link.name))
-                self._costs[handle, link.name] = spent if known is None else list(map(add, known, spent))
+                place = handle, link.name, _form(link, handle)
+                known = self._costs.get(place)
+                self._costs[place] = spent if known is None else list(map(add, known, spent))
             link.spent = {}
 
     def _replica(self, handle: int, worker: str, hold: Hold, now: float) -> Replica:
         known = self._replicas.get((handle, worker))
-        return known if known is not None and known.hold is hold else Replica(hold, now)
+        inlined = self._fleet.links[worker].forms.get(handle) is Form.INLINED
+        since = known.since if known is not None and known.hold is hold else now
+        return Replica(hold, since, inlined)
 
     def rates(self, version: Version) -> Rates | None:
         """What is asked of a version, as of the last look."""
@@ -141,11 +149,12 @@ class Survey:
             if state in _HOLDS and worker not in stuck
         }
         stateful = any(signature.mutates for signature in version.signatures)
+        shared = self._shared(version)
         return ServableView(
             version.handle,
             str(version.key),
-            version.memory_bytes or (known.nbytes if known else version.disk_bytes),
-            self._budget.foreseen(version),
+            (version.memory_bytes or (known.nbytes if known else version.disk_bytes)) + shared,
+            self._budget.foreseen(version) + shared,
             version.load_seconds or (known.load_seconds if known else GUESSED_LOAD_SECONDS),
             rates.fast if rates else NOTHING,
             rates.slow if rates else NOTHING,
@@ -157,7 +166,38 @@ class Survey:
             not (stateful or moving or version.isolated),
             len(version.crashes),
             now - rates.asked_at if rates else 0.0,
+            self._inlined(version),
         )
+
+    def _shared(self, version: Version) -> int:
+        """A replica's part of the file that they map; all of it, as long as there is none."""
+        known, stored = self._budget.expected(version), version.stored
+        if known is None or stored is None or not known.shared:
+            return 0
+        return self._budget.pages.each(stored.key) or known.shared
+
+    def _inlined(self, version: Version) -> Inlined | None:
+        """What the inlined form would take, and gain: as runs have shown, or as was measured when it was compiled."""
+        stored, settings = version.stored, version.settings
+        if stored is None or not stored.usable or not self._inline or settings.form is not None:
+            return None
+        mapped, inlined = stored.footprint(Form.MAPPED), stored.footprint(Form.INLINED)
+        if mapped is None or inlined is None:
+            return None
+        more = max(0, inlined.nbytes - mapped.nbytes)
+        gain = self._gain(version) or stored.gain
+        return Inlined(more, max(more, inlined.peak), inlined.load_seconds, gain)
+
+    def _gain(self, version: Version) -> float | None:
+        """How many times the rows a second it has run inlined; None where too little has run in one of the forms."""
+        row = {}
+        for form in (Form.MAPPED, Form.INLINED):
+            costs = [self._costs.get((version.handle, worker, form), _NO_RUNS) for worker in self._fleet.links]
+            rows, seconds, batches = (sum(part) for part in zip(*costs, strict=True))
+            if batches < GAIN_BATCHES:
+                return None
+            row[form] = seconds / rows
+        return float(row[Form.MAPPED] / max(row[Form.INLINED], 1e-12))
 
     def replicas(self, version: Version) -> tuple[int, int]:
         """The least and the most replicas that a version may have."""
@@ -176,7 +216,8 @@ class Survey:
     def row_seconds(self, version: Version) -> Mapping[str, float]:
         """Worker seconds that a row takes, by worker: as its runs of late have cost, or, where there were none, as its
         latency curves have it. One batch differs from the next, and a curve follows the last few."""
-        costs = ((worker, self._costs.get((version.handle, worker))) for worker in self._fleet.links)
+        links, handle = self._fleet.links, version.handle
+        costs = ((name, self._costs.get((handle, name, _form(link, handle)))) for name, link in links.items())
         measured = {w: (cost[1] + BATCH_OVERHEAD_SECONDS * cost[2]) / cost[0] for w, cost in costs if cost is not None}
         return measured or self._foreseen(version)
 
@@ -190,3 +231,7 @@ class Survey:
                 if seconds and curve.learnt_at >= newest.get(worker, (0.0, 0.0))[0]:
                     newest[worker] = curve.learnt_at, (seconds + BATCH_OVERHEAD_SECONDS) / rows
         return {worker: seconds for worker, (_, seconds) in newest.items()}
+
+
+def _form(link: Link, handle: int) -> Form:
+    return link.forms.get(handle, Form.PLAIN)

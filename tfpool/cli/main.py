@@ -17,6 +17,7 @@ from tfpool.cli.record import record
 from tfpool.cli.replay import replay
 from tfpool.cli.serve import serve
 from tfpool.cli.status import status
+from tfpool.cli.store import store
 from tfpool.cli.top import top
 from tfpool.errors import TfpoolError
 
@@ -58,6 +59,6 @@ for command in (
     *(models, status, workers, queues, top),
     *(load, unload, add, remove, reload, label, shadow, record),
     *(plan, replay, migrate, drain, restart, shutdown),
-    keygen,
+    *(store, keygen),
 ):
     main.add_command(command)

@@ -46,6 +46,8 @@ _WORDS = {
     "drop": "drop {what} from {source}",
     "evict": "evict {what} from {source}",
     "recycle": "recycle {source}{target}",
+    "inline": "inline {what} on {target}",
+    "map": "map {what} on {source}",
 }
 _BY_ITSELF = "the pool takes these steps by itself, one at a time"
 

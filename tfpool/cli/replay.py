@@ -175,6 +175,7 @@ def _table(found: dict[str, Outcome]) -> Any:
         ("moves", lambda o: o.moves),
         ("moves reversed", lambda o: o.reversed),
         ("bytes moved", lambda o: size(o.moved_bytes)),
+        ("changes of form", lambda o: o.reforms),
     ]
     rows = [(name, *(tell(outcome) for outcome in found.values())) for name, tell in lines]
     rows += [(f"{name} busy", *(_percent(outcome.busy.get(name)) for outcome in found.values())) for name in workers]
@@ -205,5 +206,6 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         "moves": outcome.moves,
         "reversed_moves": outcome.reversed,
         "moved_bytes": outcome.moved_bytes,
+        "form_changes": outcome.reforms,
         "busy": dict(outcome.busy),
     }

@@ -68,6 +68,9 @@ def _setting(text: str) -> tuple[str, Any]:
 @click.option("--threads-per-worker", type=click.IntRange(1), metavar="N", help="[default: a worker's CPUs]")
 @click.option("--memory-budget", metavar="SIZE", help="Memory of all workers together, such as 8GiB.")
 @click.option("--shm-budget", metavar="SIZE", help="Shared memory for batches.  [default: 128MiB]")
+@click.option(
+    "--store", metavar="DIR|off", help="Compiled models.  [env: TFPOOL_STORE; default: tfpool/store in your cache]"
+)
 @click.option("--curve-key", type=click.Path(), metavar="FILE", help="The server's key, of 'tfpool keygen': for tcp.")
 @click.option("--authorized-keys", type=click.Path(), metavar="FILE", help="The clients that get in over tcp.")
 @click.option("--insecure", is_flag=True, help="Allow tcp endpoints that other hosts can reach, without keys.")
@@ -94,6 +97,7 @@ def serve(
     threads_per_worker: int | None,
     memory_budget: str | None,
     shm_budget: str | None,
+    store: str | None,
     curve_key: str | None,
     authorized_keys: str | None,
     insecure: bool,
@@ -149,6 +153,7 @@ def serve(
         model_config_file=model_config_file,
         batching_file=batching_parameters_file,
         listen=listen,
+        store=store,
         **overrides,
     )
     status = supervisor.serve(made, _Starting(made, watched), owner_fd)

@@ -27,10 +27,10 @@ def weigh(meter: Meter, load: Callable[[], Loaded], shared: int, threads: int) -
     for signature in loaded.signatures:
         run_once(signature)
     trim()
-    took = meter.end(begun)
+    took = meter.end(begun, shared)
     curves = measuring.measure(loaded, (), MOST_ROWS, CURVES_AS_IF_LOADED, threads)
     points = tuple(tuple(curve) for curve in curves)
-    return loaded, Cost(took.unique, max(took.unique, took.resident - shared), took.seconds, threads, points)
+    return loaded, Cost(took.unique, took.resident, took.seconds, threads, points)
 
 
 def run_once(signature: Signature) -> None:

@@ -12,25 +12,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from tfpool.compiler import gauge
-from tfpool.compiler.freeze import freeze, optimize
+from tfpool.compiler import build, gauge, tables
 from tfpool.compiler.prove import Probes
-from tfpool.compiler.reach import reached
-from tfpool.compiler.weigh import Weigher
 from tfpool.errors import FailedPrecondition, ResourceExhausted, TfpoolError
 from tfpool.settings import Form
 from tfpool.store import identity
 from tfpool.store.machine import Toolchain, toolchain
-from tfpool.store.manifest import GRAPH, WEIGHTS, Compiled, Feature, Manifest
+from tfpool.store.manifest import Manifest
 from tfpool.store.shelf import Entry, Shelf, key_of
 from tfpool.store.sweep import sweep
 from tfpool.worker import compiled, loader, memory, restore, warmup
 from tfpool.worker.loader import Loaded
 
 _NICE = 19
-_HARMLESS = {"NoOp", "Const", "Identity", "PartitionedCall", "StatefulPartitionedCall", "Placeholder"}
 _LEAST_MEMORY = 512 << 20
 _TIMES_DISK = 6  # the original, its constants, and what grappler copies
 
@@ -158,9 +154,10 @@ def _compile(
     mutating = [s.spec.name for s in original.signatures if s.spec.mutates]
     if mutating:
         raise FailedPrecondition(f"signature {mutating[0]!r} changes variables, or is declared stateful")
-    probes = Probes(original, path)
-    say("freeze")
-    manifest = _write(path, draft, original, about, say)
+    meta = restore.read_meta_graph(path, loader.TAGS)
+    held = build.tables_of(original, meta)
+    probes = Probes(original, path, tables.words(held))
+    manifest = build.build(draft, original, meta, held, about, say)
     entry = Entry("", draft, manifest)
     say("prove")
     forms: dict[Form, Loaded] = {}
@@ -176,53 +173,3 @@ def _compile(
     original.close()
     ratio = gauge.gain(forms[Form.MAPPED], forms[Form.INLINED], costs[Form.MAPPED].curves, threads)
     return replace(manifest, costs=costs, gain=round(ratio, 4), difference=difference)
-
-
-def _write(path: str, draft: str, original: Loaded, about: Manifest, say: Say) -> Manifest:
-    """The graph and the weights, in the draft."""
-    meta = restore.read_meta_graph(path, loader.TAGS)
-    _check_start(meta)
-    signatures = []
-    with open(os.path.join(draft, WEIGHTS), "wb") as file:
-        weigher = Weigher(file)
-        for number, signature in enumerate(original.signatures):
-            name = signature.spec.name
-            definition, prefix = meta.signature_def[name], f"s{number}"
-            frozen = freeze(original.session, meta.graph_def, definition, name)
-            say("optimize")
-            weigher.add(optimize(frozen, definition, name), prefix)
-            signatures.append(_compiled(signature, definition, prefix))
-        weigher.finish()
-    with open(os.path.join(draft, GRAPH), "wb") as graph:
-        graph.write(weigher.graph.SerializeToString())
-    digests = {name: identity.digest(os.path.join(draft, name)) for name in (GRAPH, WEIGHTS)}
-    return replace(
-        about,
-        signatures=tuple(signatures),
-        skipped=original.skipped,
-        weights=tuple(weigher.weights),
-        digests=digests,
-    )
-
-
-def _check_start(meta: Any) -> None:
-    """Raises FailedPrecondition where something has to run before the first request."""
-    operation = restore.initializer(meta)
-    operations = {node.op for node in reached(meta.graph_def, [operation])} if operation else set()
-    does = sorted(operations - _HARMLESS)
-    if does:
-        raise FailedPrecondition(f"something has to run before its first request: {', '.join(does[:5])}")
-
-
-def _compiled(signature: loader.Signature, definition: Any, prefix: str) -> Compiled:
-    spec = signature.spec
-    names = [f"{prefix}/{definition.outputs[tensor.name].name}" for tensor in spec.outputs]
-    fetches = list(dict.fromkeys(names))
-    return Compiled(
-        spec,
-        tuple(f"{prefix}/{definition.inputs[tensor.name].name}" for tensor in spec.inputs),
-        tuple(fetches),
-        tuple(fetches.index(name) for name in names),
-        signature.inner,
-        tuple(Feature(f.name, int(f.dtype), f.count) for f in signature.features),
-    )

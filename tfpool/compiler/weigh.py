@@ -1,25 +1,26 @@
 """Optimized graphs of signatures -> one graph, and one file with what is large in them.
 
-A large constant becomes a variable that is read, ``w/N``: loading has it alias the file. Constants that kernels want to
-know when they are made (shapes, axes, quantization ranges) stay where they are.
+A large constant becomes a variable that is read, ``w/N``: loading has it alias the file. Kernels cannot tell the two
+apart, only passes over the graph can; and of these nothing runs at load but oneDNN's, which wants to know small ones
+(permutations, paddings) and filters that it may keep in an order of its own: those are what the inlined form is for. So
+the size alone decides. What is small stays: reading a variable costs a microsecond, and small are all shapes and axes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from math import prod
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from tfpool.errors import FailedPrecondition
 from tfpool.store.manifest import ALIGNMENT, Weight
+from tfpool.types import numpy_dtype
 
 LEAST_BYTES = 4096
 WEIGHT, HANDLE, SOURCE, ALIAS = "w/{}", "w/{}/handle", "w/{}/source", "w/{}/alias"
-_DTYPES = frozenset((1, 2, 3, 4, 5, 6, 8, 9, 14, 17, 18, 19, 22, 23))  # numbers; not bool, nor strings
-_SHAPE_DTYPES = frozenset((3, 9))
-_BY_VALUE = ("Quantize", "Dequantize", "Requantiz", "Unbatch", "While", "If", "Case", "Switch", "Merge", "Enter")
+_DTYPES = frozenset((1, 2, 3, 4, 5, 6, 8, 9, 10, 14, 17, 18, 19, 22, 23))  # not strings, nor those without a kernel
 _DROPPED = ("_class", "_output_shapes", "_grappler_ArithmeticOptimizer_MinimizeBroadcasts")
 
 
@@ -34,10 +35,9 @@ class Weigher:
         self.weights: list[Weight] = []
         self._file = file
         self._known: dict[tuple[bytes, int, tuple[int, ...]], int] = {}
-        self._functions: dict[str, bytes] = {}
 
-    def add(self, graph: Any, prefix: str) -> None:
-        """Take a graph in, every name of it below ``prefix``. Raises FailedPrecondition for what has no place here."""
+    def add(self, graph: Any, prefix: str, kept: Container[str]) -> None:
+        """Take a graph in, every name of it below ``prefix``; nodes of ``kept`` stay what they are."""
         import tensorflow as tf
 
         if not self.graph.HasField("versions"):
@@ -45,17 +45,16 @@ class Weigher:
         renamed = {
             function.signature.name: f"{prefix}_{function.signature.name}" for function in graph.library.function
         }
-        used = _by_value(graph)
         names: dict[str, str] = {}
-        kept = []
+        others = []
         for node in graph.node:
-            value = tf.make_ndarray(node.attr["value"].tensor) if self._large(node) and node.name not in used else None
+            value = tf.make_ndarray(node.attr["value"].tensor) if _large(node) and node.name not in kept else None
             if value is None:
                 names[node.name] = f"{prefix}/{node.name}"
-                kept.append(node)
+                others.append(node)
             else:
                 names[node.name] = WEIGHT.format(self._put(value, node.attr["dtype"].type))
-        for node in kept:
+        for node in others:
             made = self.graph.node.add()
             made.CopyFrom(node)
             made.name, made.device = names[node.name], ""
@@ -72,23 +71,12 @@ class Weigher:
                 inner.device = ""
                 _call_by(inner, renamed)
                 inner.attr.pop("_class", None)
-        for gradient in graph.library.gradient:
-            raise FailedPrecondition(f"a gradient of function {gradient.function_name} is of no use in a frozen graph")
 
     def finish(self) -> None:
         """Add what reads the weights."""
         for number, weight in enumerate(self.weights):
             for node in reading(number, weight):
                 self.graph.node.add().CopyFrom(node)
-
-    def _large(self, node: Any) -> bool:
-        if node.op != "Const" or node.attr["dtype"].type not in _DTYPES:
-            return False
-        tensor = node.attr["value"].tensor
-        shape = [dim.size for dim in tensor.tensor_shape.dim]
-        if node.attr["dtype"].type in _SHAPE_DTYPES and len(shape) <= 1 and int(np.prod(shape)) < LEAST_BYTES:
-            return False
-        return bool(tensor.ByteSize() >= LEAST_BYTES)  # one value repeated takes no room in the graph, and stays
 
     def _put(self, value: np.ndarray[Any, Any], dtype: int) -> int:
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
@@ -125,13 +113,12 @@ def reading(number: int, weight: Weight) -> Iterator[Any]:
     return iter(made)
 
 
-def _by_value(graph: Any) -> set[str]:
-    """Constants that go into operations which look at their values, or pass them on to what may."""
-    found: set[str] = set()
-    for node in graph.node:
-        if any(word in node.op for word in _BY_VALUE):
-            found.update(source.partition(":")[0].lstrip("^") for source in node.input)
-    return found
+def _large(node: Any) -> bool:
+    if node.op != "Const" or node.input or node.attr["dtype"].type not in _DTYPES:
+        return False  # one that waits for something belongs to a branch or a loop
+    tensor = node.attr["value"].tensor
+    count = prod(dim.size for dim in tensor.tensor_shape.dim)
+    return bool(count * numpy_dtype(tensor.dtype).itemsize >= LEAST_BYTES)
 
 
 def _renamed(source: str, names: dict[str, str]) -> str:

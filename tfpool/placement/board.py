@@ -7,15 +7,17 @@ slow averages of demand.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Literal
 
 from tfpool.placement.cost import WANTED, absence, divide, near_crashers, queue, row_seconds, spread
-from tfpool.placement.snapshot import Hold, Rules, ServableView, Snapshot
+from tfpool.placement.snapshot import Hold, Inlined, Kind, Rules, ServableView, Snapshot
 
 Which = Literal["fast", "slow"]
 Pair = tuple[float, float]
 
 _IDLE_SECONDS = Rules().idle
+_SETTLING_SECONDS = 5.0  # once a form is loaded: until then it stays
 _SWEEPS = 30
 _QUIET = 1e-4
 _NONE: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
@@ -23,7 +25,8 @@ _NONE: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
 class Facts:
     """What does not change as servables move. ``still`` are those to be left alone; ``need`` is how many replicas
-    each shall have, asked for or not."""
+    each shall have, asked for or not. ``inlined`` are the replicas, (servable, worker), that may be mapped again;
+    ``fresh`` ones have just been inlined."""
 
     def __init__(self, snapshot: Snapshot, idle: float = _IDLE_SECONDS) -> None:
         self.snapshot = snapshot
@@ -35,11 +38,27 @@ class Facts:
             not s.movable or any(replica.hold is not Hold.SERVES for replica in s.on.values()) for s in self.servables
         ]
         self.need = [_need(s, idle) for s in self.servables]
+        self.fresh: set[tuple[int, int]] = set()
+        self.inlined: dict[tuple[int, int], Inlined] = {}
+        self._take_in_forms()
         self.spread = [self._spread(number) for number in range(len(self.servables))]
 
     def _spread(self, servable: int) -> Pair:
         least = min(self.seconds[servable], default=0.0)
         return spread(self.rates[0][servable] * least), spread(self.rates[1][servable] * least)
+
+    def _take_in_forms(self) -> None:
+        snapshot = self.snapshot
+        began = {(past.handle, past.target): past.when for past in snapshot.past if past.kind is Kind.INLINE}
+        for number, view in enumerate(self.servables):
+            if view.inlined is None or self.still[number]:
+                continue
+            for name in (name for name, replica in view.on.items() if replica.inlined and name in self.index):
+                place, settled = (number, self.index[name]), view.inlined.load_seconds + _SETTLING_SECONDS
+                if snapshot.now - began.get((view.handle, name), -inf) < settled:
+                    self.fresh.add(place)
+                else:
+                    self.inlined[place] = view.inlined
 
     def may(self, servable: int, worker: int) -> bool:
         """Whether a worker may be given a servable, full or not."""
@@ -87,6 +106,13 @@ class Board:
         other.load = (self.load[0][:], self.load[1][:])
         other.crashers, other.free = self.crashers[:], self.free[:]
         other.on, other.share, other._shared = self.on[:], self.share[:], self._shared
+        return other
+
+    def yielding(self) -> Board:
+        """Another board, where bytes that inlined replicas would give back if they were mapped count as free."""
+        other = self.copy()
+        for (_, worker), form in self.facts.inlined.items():
+            other.free[worker] += form.nbytes
         return other
 
     # -- what it costs -----------------------------------------------------------------------------------------

@@ -79,16 +79,28 @@ def loading(load: float) -> float:
 
 
 def row_seconds(servable: ServableView, workers: Sequence[WorkerView]) -> list[float]:
-    """Worker seconds that a row takes on each worker.
+    """Worker seconds that a row takes on each worker, in the form that the replica there has.
 
     Where it has not run, they are those of the workers with the same device, else of any, by the number of threads.
     """
     known = servable.row_seconds
-    if not known:
-        return [UNKNOWN_ROW_SECONDS] * len(workers)
     everywhere = [known.get(worker.name, 0.0) for worker in workers]
     if all(everywhere):
         return everywhere
+    gains, mapped = _gains(servable), mapped_row_seconds(servable, workers)
+    return (
+        [each / gains.get(worker.name, 1.0) for each, worker in zip(mapped, workers, strict=True)] if gains else mapped
+    )
+
+
+def mapped_row_seconds(servable: ServableView, workers: Sequence[WorkerView]) -> list[float]:
+    """The same as if no replica were inlined."""
+    known = dict(servable.row_seconds)
+    for name, gain in _gains(servable).items():
+        if name in known:
+            known[name] *= gain
+    if not known:
+        return [UNKNOWN_ROW_SECONDS] * len(workers)
     devices = _thread_seconds(known, workers)
     if not devices:
         mean = sum(known.values()) / len(known)
@@ -97,6 +109,12 @@ def row_seconds(servable: ServableView, workers: Sequence[WorkerView]) -> list[f
     return [
         known.get(worker.name) or devices.get(worker.device, anywhere) / max(1, worker.threads) for worker in workers
     ]
+
+
+def _gains(servable: ServableView) -> dict[str, float]:
+    """How many times as fast its inlined replicas are, by worker."""
+    form = servable.inlined
+    return {} if form is None else {worker: form.gain for worker, replica in servable.on.items() if replica.inlined}
 
 
 def _thread_seconds(known: Mapping[str, float], workers: Sequence[WorkerView]) -> dict[str, float]:

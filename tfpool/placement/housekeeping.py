@@ -49,7 +49,7 @@ def _drop(board: Board, restraint: Restraint) -> Step | None:
     )
     if len(board.on[number]) > view.replicas[1]:
         why = f"it has {len(board.on[number])} replicas and shall have {view.replicas[1]} at most"
-    return Step(Kind.DROP, view.handle, view.name, where, "", view.nbytes, -saves, 0.0, why)
+    return Step(Kind.DROP, view.handle, view.name, where, "", view.kept(where), -saves, 0.0, why)
 
 
 def _evict(board: Board, restraint: Restraint) -> Step | None:
@@ -61,7 +61,7 @@ def _evict(board: Board, restraint: Restraint) -> Step | None:
         if not asked and not restraint.rests(number, held[0]):
             where = board.facts.workers[held[0]].name
             why = f"nobody has asked for it for {view.idle:.0f} s, and it need not stay in memory"
-            return Step(Kind.EVICT, view.handle, view.name, where, "", view.nbytes, 0.0, 0.0, why)
+            return Step(Kind.EVICT, view.handle, view.name, where, "", view.kept(where), 0.0, 0.0, why)
     return None
 
 

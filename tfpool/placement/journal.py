@@ -17,7 +17,19 @@ from typing import Any, TypeVar
 
 from tfpool.config_toml import flag, number, show, text, whole
 from tfpool.errors import InvalidArgument
-from tfpool.placement.snapshot import Demand, Hold, Kind, Past, Replica, Rules, ServableView, Snapshot, Step, WorkerView
+from tfpool.placement.snapshot import (
+    Demand,
+    Hold,
+    Inlined,
+    Kind,
+    Past,
+    Replica,
+    Rules,
+    ServableView,
+    Snapshot,
+    Step,
+    WorkerView,
+)
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Enum)
@@ -157,6 +169,8 @@ def _default(field: Field[Any]) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, Replica) and not value.inlined:
+        value = value[:2]
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
@@ -228,6 +242,11 @@ def _row(made: Callable[..., T], *checks: Callable[[Any], Any]) -> Callable[[Any
     return read
 
 
+def _replica(value: Any) -> Replica:
+    mapped = isinstance(value, list) and len(value) == 2
+    return (_row(Replica, _hold, _any) if mapped else _row(Replica, _hold, _any, flag))(value)
+
+
 def _by_worker(check: Callable[[Any], T]) -> Callable[[Any], dict[str, T]]:
     return lambda value: {text(name): _at(name, check, item) for name, item in _table(value).items()}
 
@@ -262,6 +281,7 @@ _INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf}
 _some, _any = _real(0.0), _real(-math.inf)
 _count, _bytes = whole(0, (1 << 63) - 1), whole(-(1 << 63), (1 << 63) - 1)
 _handle = _count
+_hold = _one_of(Hold)
 _demand = _row(Demand, _some, _some)
 _WORKER: dict[str, Callable[[Any], Any]] = {
     "name": text,
@@ -285,11 +305,12 @@ _SERVABLE: dict[str, Callable[[Any], Any]] = {
     "row_seconds": _by_worker(_some),
     "replicas": _row(lambda least, most: (least, most), _count, _count),
     "pins": _tuple(text),
-    "on": _by_worker(_row(Replica, _one_of(Hold), _any)),
+    "on": _by_worker(_replica),
     "wanted": flag,
     "movable": flag,
     "crashes": _count,
     "idle": _some,
+    "inlined": _maybe(_row(Inlined, _count, _count, _some, number(1e-3, 1e3))),
 }
 _STEP: dict[str, Callable[[Any], Any]] = {
     "kind": _one_of(Kind),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tfpool.placement.board import Board
 from tfpool.placement.ground import NOWHERE
 from tfpool.placement.moves import Move
-from tfpool.placement.snapshot import Kind
+from tfpool.placement.snapshot import Inlined, Kind
 from tfpool.placement.weighing import Chain
 
 
@@ -19,6 +19,24 @@ def explain(board: Board, chain: Chain) -> str:
     if move.kind is Kind.MIGRATE:
         return _migrate(board, chain.board, move)
     return _replicate(board, chain.board, move)
+
+
+def inlining(board: Board, servable: int, worker: int, form: Inlined) -> str:
+    """Why a replica is inlined."""
+    part = max(share[board.on[servable].index(worker)] for share in board.share[servable])
+    after = max(loads[worker] for loads in board.load) - part * (1 - 1 / form.gain)
+    return (
+        f"{_name(board, worker)} is {_percent(board, worker)} busy; inlined it ({part * 100:.0f} % of a worker) runs "
+        f"{form.gain:.2f} times as fast, which leaves {after * 100:.0f} %"
+    )
+
+
+def making_way(board: Board, chain: Chain) -> str:
+    """Why a replica is mapped for the sake of the first move of a chain."""
+    move = chain.moves[0]
+    view = board.facts.servables[move.servable]
+    room = f"to make room for {view.name} on {_name(board, move.target)}, which needs {_size(view.peak)} there"
+    return f"{room}; mapped it keeps less, and serves on"
 
 
 def _load(board: Board, move: Move) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tfpool.errors import InvalidArgument
-from tfpool.placement.cost import row_seconds
+from tfpool.placement.cost import mapped_row_seconds
+from tfpool.placement.guests import Tenant, World
 from tfpool.placement.journal import BEGUN, Entry
 from tfpool.placement.rates import FAST_SECONDS
 from tfpool.placement.snapshot import NOTHING, Demand, Hold, Replica, Rules, ServableView, WorkerView
-from tfpool.placement.whatif import Tenant, World
 
 LONGEST_GAP = 30.0  # seconds; what lies beyond is taken for a pool that was down
 _LONG_SECONDS = 2 * FAST_SECONDS
@@ -117,7 +117,7 @@ class Recording:
         )
         known = replace(view, row_seconds={w: s for w, s in view.row_seconds.items() if w in there} or view.row_seconds)
         names = [worker.name for worker in workers]
-        seconds = dict(zip(names, row_seconds(known, workers), strict=True))
+        seconds = dict(zip(names, mapped_row_seconds(known, workers), strict=True))
         return Tenant(seen, rows / asks if asks else 1.0, seconds)
 
 

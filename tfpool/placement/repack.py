@@ -10,7 +10,7 @@ from tfpool.placement.ground import NOWHERE
 from tfpool.placement.moves import Move
 from tfpool.placement.packing import Pack, pack
 from tfpool.placement.restraint import Restraint
-from tfpool.placement.snapshot import Kind, Snapshot
+from tfpool.placement.snapshot import REFORMS, Kind, Past, Snapshot
 
 _MOST_CELLS = 2000  # servables x workers: larger pools are seldom lumpy, and would take too long
 _MOST_MOVES = 100
@@ -44,10 +44,15 @@ def repack(board: Board, restraint: Restraint) -> list[Move]:
 def _due(snapshot: Snapshot, restraint: Restraint) -> bool:
     """Whether a period has just begun, or a way that was found then is being gone."""
     began = _began(snapshot)
-    lately = [past.when for past in snapshot.past if past.when >= began - _REST_SECONDS]
+    lately = [past.when for past in _moves(snapshot) if past.when >= began - _REST_SECONDS]
     if not lately:
         return snapshot.now < began + _SEARCH_SECONDS
     return restraint.under_way and began <= lately[0] < began + _SEARCH_SECONDS
+
+
+def _moves(snapshot: Snapshot) -> list[Past]:
+    """The steps of the past that changed who serves."""
+    return [past for past in snapshot.past if past.kind not in REFORMS]
 
 
 def _began(snapshot: Snapshot) -> float:
@@ -60,7 +65,7 @@ def _before(board: Board) -> list[set[int]]:
     began = _began(snapshot)
     number = {view.handle: n for n, view in enumerate(facts.servables)}
     on = [set(workers) for workers in board.on]
-    for past in reversed(snapshot.past):
+    for past in reversed(_moves(snapshot)):
         if past.when < began or past.handle not in number:
             continue
         workers = on[number[past.handle]]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfpool.placement.board import Board
-from tfpool.placement.snapshot import Hold, Kind, Rules
+from tfpool.placement.snapshot import REFORMS, Hold, Kind, Rules
 
 _RESIDENCE_LOADS = 5.0  # load times, for each unit of hysteresis
 _RESIDENCE_SECONDS = 2.5
@@ -16,7 +16,7 @@ _ON_THE_WAY_SECONDS = 30.0
 _REVERSAL = 10.0
 _ALONE = 20.0
 _CROWD = 10.0  # requests that wait: more are only at a worker with too much to do
-_LOADING = frozenset({Kind.LOAD, Kind.REPLICATE, Kind.MIGRATE})
+_LOADING = frozenset({Kind.LOAD, Kind.REPLICATE, Kind.MIGRATE, Kind.INLINE})
 
 
 def agreed(fast: Any, slow: Any) -> Any:
@@ -40,12 +40,15 @@ class Restraint:
         self.moves = rules.moves_per_minute - len(minute)
         self.nbytes = rules.bytes_per_minute - sum(past.nbytes for past in minute if past.kind in _LOADING)
         self.under_way = any(snapshot.now - past.when < _ON_THE_WAY_SECONDS for past in minute)
-        self._left = {
-            (past.handle, past.source) for past in snapshot.past if snapshot.now - past.when < _REVERSAL_SECONDS
-        }
+        lately = [past for past in snapshot.past if snapshot.now - past.when < _REVERSAL_SECONDS]
+        self._left = {(past.handle, past.source) for past in lately if past.kind not in REFORMS}
+        self._mapped = {past.handle for past in lately if past.kind is Kind.MAP}
 
     def rests(self, servable: int, worker: int) -> bool:
-        """Whether a servable came to a worker so recently that it shall stay. Without hysteresis it need not."""
+        """Whether a servable came to a worker so recently that it shall stay, as it need not without hysteresis; or has
+        just been inlined there."""
+        if (servable, worker) in self._facts.fresh:
+            return True
         view = self._facts.servables[servable]
         replica = view.on.get(self._facts.workers[worker].name)
         if replica is None or replica.hold is not Hold.SERVES:
@@ -64,6 +67,10 @@ class Restraint:
     def left(self, servable: int, worker: int) -> bool:
         """Whether a servable has left a worker of late."""
         return (self._facts.servables[servable].handle, self._facts.workers[worker].name) in self._left
+
+    def mapped(self, servable: int) -> bool:
+        """Whether a replica of a servable has given up its inlined form of late."""
+        return self._facts.servables[servable].handle in self._mapped
 
     def affords(self, kind: Kind, nbytes: int) -> bool:
         """Whether the minute has a step left, and the bytes that it loads."""

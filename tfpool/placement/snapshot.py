@@ -40,7 +40,7 @@ class Replica(NamedTuple):
 
 class Inlined(NamedTuple):
     """The form of a servable that has its weights to itself: bytes that it keeps, and takes at the height of its load,
-    beside the form that it replaces; ``gain`` is how many times the rows a second it runs."""
+    beside the form that it replaces; ``gain`` (above 0) is how many times the rows a second it runs."""
 
     nbytes: int
     peak: int
@@ -76,14 +76,15 @@ class WorkerView:
 class ServableView:
     """A model version. ``nbytes`` is what it keeps, ``peak`` what loading it takes; ``fast`` and ``slow`` are averages
     of what is asked of it over a short and a long time. ``row_seconds`` has the worker seconds that a row takes, by
-    worker, where it has run.
+    worker, where it has run, in the form that the replica there has.
 
     ``replicas`` are (least, most). ``wanted``: it shall be in memory, also where nobody asks for it at the moment.
     ``movable``: it may be loaded elsewhere (it keeps no state, and is not on its way already). ``crashes`` are workers
     that it has crashed of late. ``idle`` are seconds since it was last asked for.
 
-    ``nbytes`` counts the pages of a mapped file that replicas share once a host, in equal parts. ``inlined`` is the
-    form that a replica may change to where it is worth the memory (None: there is none).
+    ``nbytes`` and ``peak`` are those of a replica as it is first loaded; ``nbytes`` counts the pages of a mapped file
+    that replicas share once a host, in equal parts. ``inlined`` is the form that a replica may change to where it is
+    worth the memory (None: there is none).
     """
 
     handle: int
@@ -103,6 +104,16 @@ class ServableView:
     idle: float = 0.0
     inlined: Inlined | None = None
 
+    def faster(self, worker: str) -> Inlined | None:
+        """The inlined form, where the replica on a worker has it."""
+        replica = self.on.get(worker)
+        return self.inlined if replica is not None and replica.inlined else None
+
+    def kept(self, worker: str) -> int:
+        """Bytes that a replica keeps on a worker."""
+        faster = self.faster(worker)
+        return self.nbytes if faster is None else self.nbytes + faster.nbytes
+
 
 class Kind(Enum):
     """What a step does to a servable, or to a worker; INLINE and MAP have a replica change its form where it is."""
@@ -115,6 +126,9 @@ class Kind(Enum):
     RECYCLE = "recycle"
     INLINE = "inline"
     MAP = "map"
+
+
+REFORMS = frozenset({Kind.INLINE, Kind.MAP})
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ class Outcome:
     ``loads`` are those that requests caused, ``moves`` are replicas that the policy brought in, ``moved_bytes`` in all;
     ``reversed`` ones took a model that served elsewhere back to a worker that it had been told to leave within two
     minutes before; ``refused`` steps were impossible.
+    ``reforms`` are replicas that the policy had change their form.
     ``busy`` is the share of its time that a worker ran or loaded. Waiting is in seconds, without the run itself.
     """
 
@@ -31,6 +32,7 @@ class Outcome:
     reversed: int
     refused: int
     moved_bytes: int
+    reforms: int
     busy: Mapping[str, float]
     mean_wait: float
     p99_wait: float
@@ -58,6 +60,7 @@ class Tally:
         self.asked = self.served = self.lost = 0.0
         self.cold = self.cold_seconds = self.crowded = 0.0
         self.loads = self.evictions = self.moves = self.reversed = self.refused = self.moved_bytes = 0
+        self.reforms = 0
         self._waits: dict[float, float] = {}
         self._waited = 0.0
 
@@ -85,6 +88,7 @@ class Tally:
             self.reversed,
             self.refused,
             self.moved_bytes,
+            self.reforms,
             busy,
             self._waited / waited if waited else 0.0,
             self._quantile(0.99),

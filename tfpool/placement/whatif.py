@@ -3,7 +3,8 @@
 Requests are counted, not answered: at each tick, what is asked of the servables is divided over the workers that serve
 them (see :mod:`tfpool.placement.fluid`). Requests for a servable that is not in memory have it loaded, and wait; the
 policy is asked for steps at intervals. Loads take time, and part of their worker's; where there is no room for one,
-idle servables leave. Requests that have waited for too long are lost.
+idle servables leave. A form changes once it is loaded, and at once where it is mapped again. Requests that have waited
+for too long are lost.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from tfpool.placement.fluid import Crowd, serve
-from tfpool.placement.rates import FAST_SECONDS, Rates
-from tfpool.placement.snapshot import Hold, Kind, Past, Replica, ServableView, Snapshot, Step, WorkerView
+from tfpool.placement.guests import Guest, Seat, World
+from tfpool.placement.rates import FAST_SECONDS
+from tfpool.placement.snapshot import REFORMS, Hold, Kind, Past, Replica, Snapshot, Step
 from tfpool.placement.tally import Outcome, Tally
 
 REVERSED_SECONDS = 120.0
@@ -53,86 +55,6 @@ class Policy(Protocol):
         """The worker that loads a servable which is asked for and serves nowhere; empty where none can."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """A servable of the game: as it is seen, without its demand; rows of a request; what a row truly takes, by
-    worker."""
-
-    view: ServableView
-    rows: float
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """Where the game is played. What ``on`` of the servables says is there at the beginning."""
-
-    workers: tuple[WorkerView, ...]
-    tenants: tuple[Tenant, ...]
-    tick: float = 0.25
-    interval: float = 1.0
-    patience: float = 10.0
-
-
-class _Seat:
-    """What a worker holds, bytes by handle, and its loads: handle, seconds left, the step that asked for it."""
-
-    def __init__(self, view: WorkerView) -> None:
-        self.view = view
-        self.held: dict[int, int] = {}
-        self.loads: deque[tuple[int, float, Step | None]] = deque()
-        self.worked = self.busy = 0.0
-        self.spent = 0.0  # seconds of this tick on loads
-
-    @property
-    def free(self) -> float:
-        return math.inf if self.view.room is None else self.view.room - sum(self.held.values())
-
-
-class _Guest:
-    """A servable: who waits for it (since when, how many, whether it was cold), where it is, what is asked of it."""
-
-    def __init__(self, tenant: Tenant) -> None:
-        self.tenant = tenant
-        self.waiting: deque[tuple[float, float, bool]] = deque()
-        self.on: dict[str, Replica] = {}
-        self.ran = dict.fromkeys(tenant.view.row_seconds)
-        self.wanted = tenant.view.wanted
-        self.asks = 0
-        self.rates = Rates(0, 0, 0.0)
-        self.seen: ServableView | None = None  # until something changes
-
-    def serving(self) -> list[str]:
-        return [worker for worker, replica in self.on.items() if replica.hold is Hold.SERVES]
-
-    def put(self, worker: str, replica: Replica | None) -> None:
-        """It is this to a worker from now on; None: nothing."""
-        self.seen = None
-        self.on.pop(worker, None)
-        if replica is not None:
-            self.on[worker] = replica
-
-    def look(self, now: float) -> None:
-        self.seen = None
-        self.rates.look(self.asks, round(self.asks * self.tenant.rows), now)
-
-    def view(self, now: float) -> ServableView:
-        """As its planner sees it, with what it was asked for at the last look."""
-        if self.seen is None:
-            tenant, moving = self.tenant, any(replica.hold is not Hold.SERVES for replica in self.on.values())
-            self.seen = replace(
-                tenant.view,
-                fast=self.rates.fast,
-                slow=self.rates.slow,
-                row_seconds={worker: tenant.seconds[worker] for worker in self.ran if worker in tenant.seconds},
-                on=dict(self.on),
-                wanted=self.wanted,
-                movable=tenant.view.movable and not moving,
-                idle=now - self.rates.asked_at,
-            )
-        return self.seen
-
-
 class Game:
     """A world and a policy, tick by tick."""
 
@@ -140,17 +62,19 @@ class Game:
         self.now = 0.0
         self._world = world
         self._policy = policy
-        self._seats = {view.name: _Seat(view) for view in world.workers}
-        self._guests = {tenant.view.handle: _Guest(tenant) for tenant in world.tenants}
+        self._seats = {view.name: Seat(view) for view in world.workers}
+        self._guests = {tenant.view.handle: Guest(tenant) for tenant in world.tenants}
         self._active: dict[int, None] = {}
         self._past: deque[Past] = deque()
         self._left: dict[tuple[int, str], float] = {}
         self._tally = Tally()
         self._next = world.interval
         for guest in self._guests.values():
-            for worker in guest.tenant.view.on:
+            for worker, replica in guest.tenant.view.on.items():
                 if worker in self._seats and self._seats[worker].free >= guest.tenant.view.nbytes:
                     self._settle(guest, self._seats[worker])
+                    if replica.inlined:
+                        self._inline(guest, self._seats[worker])
 
     def tick(self, asked: Mapping[int, int]) -> None:
         """Time goes on by a tick, in which so many requests come, by handle."""
@@ -189,7 +113,7 @@ class Game:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def _ask(self, guest: _Guest, count: int) -> None:
+    def _ask(self, guest: Guest, count: int) -> None:
         if count <= 0:
             return
         cold = not guest.serving()
@@ -206,8 +130,8 @@ class Game:
         able = {name: tick - _LOADING_SHARE * seat.spent for name, seat in self._seats.items()}
         crowds = []
         for guest in guests:
-            costs = guest.tenant.seconds
-            seconds = {worker: max(_LEAST, costs[worker] * guest.tenant.rows) for worker in guest.serving()}
+            rows = guest.tenant.rows
+            seconds = {worker: max(_LEAST, guest.seconds(worker) * rows) for worker in guest.serving()}
             crowds.append(Crowd(sum(count for _, count, _ in guest.waiting), seconds))
             guest.ran.update(seconds)
         served, use = serve(crowds, able)
@@ -224,7 +148,7 @@ class Game:
             if not self._guests[handle].waiting:
                 del self._active[handle]
 
-    def _answer(self, guest: _Guest, count: float, queued: float) -> None:
+    def _answer(self, guest: Guest, count: float, queued: float) -> None:
         """The longest waiting are answered. Those that came in this tick have waited only for others."""
         begun = min(guest.on[worker].since for worker in guest.serving())
         while guest.waiting and count > 1e-9:
@@ -237,7 +161,7 @@ class Game:
             self._tally.cold_seconds += taken * loading
             self._tally.waited(taken, max(loading, self.now - self._world.tick - since) + queued)
 
-    def _despair(self, guest: _Guest) -> None:
+    def _despair(self, guest: Guest) -> None:
         while guest.waiting and self.now - guest.waiting[0][0] > self._world.patience:
             _, count, cold = guest.waiting.popleft()
             self._tally.lost += count
@@ -247,18 +171,22 @@ class Game:
 
     # -- loads -----------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, guest: _Guest, seat: _Seat, step: Step | None) -> None:
+    def _enqueue(self, guest: Guest, seat: Seat, step: Step | None) -> None:
         guest.put(seat.view.name, Replica(Hold.COMES, self.now))
         seat.loads.append((guest.tenant.view.handle, guest.tenant.view.load_seconds, step))
         if step is not None:
             seat.held[guest.tenant.view.handle] = guest.tenant.view.peak
 
-    def _load(self, seat: _Seat) -> None:
+    def _load(self, seat: Seat) -> None:
         """One tick of loading, one after the other."""
         seat.spent = 0.0
         while seat.loads and seat.spent < self._world.tick:
             handle, needs, step = seat.loads[0]
             guest = self._guests[handle]
+            inlines = step is not None and step.kind is Kind.INLINE
+            if inlines and seat.view.name not in guest.reforms:  # it has left meanwhile
+                seat.loads.popleft()
+                continue
             if handle not in seat.held and not self._make_room(guest, seat):
                 return
             now = min(needs, self._world.tick - seat.spent)
@@ -267,18 +195,30 @@ class Game:
                 seat.loads[0] = (handle, needs - now, step)
                 return
             seat.loads.popleft()
+            if inlines:
+                self._inline(guest, seat)
+                continue
             self._tally.loads += step is None
             self._settle(guest, seat, self.now - self._world.tick + seat.spent)
             if step is not None and step.source:
                 self._leave(guest, self._seats[step.source])
 
-    def _settle(self, guest: _Guest, seat: _Seat, since: float = 0.0) -> None:
+    def _settle(self, guest: Guest, seat: Seat, since: float = 0.0) -> None:
         view = guest.tenant.view
         seat.held[view.handle] = view.nbytes
         guest.put(seat.view.name, Replica(Hold.SERVES, since))
         self._policy.cache.admit(view.handle, max(1, view.nbytes), view.load_seconds)
 
-    def _make_room(self, guest: _Guest, seat: _Seat) -> bool:
+    def _inline(self, guest: Guest, seat: Seat) -> None:
+        """A replica has its inlined form from now on, where there is one and memory for it."""
+        name, view = seat.view.name, guest.tenant.view
+        seat.held[view.handle] = view.nbytes
+        replica, form = guest.on[name], view.inlined
+        fits = form is not None and form.nbytes <= seat.free
+        guest.put(name, replica._replace(inlined=fits))
+        seat.held[view.handle] += form.nbytes if form is not None and fits else 0
+
+    def _make_room(self, guest: Guest, seat: Seat) -> bool:
         """Reserve what a load takes; idle servables leave for it. False where too much is in use."""
         view = guest.tenant.view
         missing = view.peak - seat.free
@@ -294,12 +234,12 @@ class Game:
         seat.held[view.handle] = view.peak
         return True
 
-    def _idle(self, guest: _Guest, seat: _Seat) -> bool:
+    def _idle(self, guest: Guest, seat: Seat) -> bool:
         """Whether a worker could do without a servable: nobody waits for it but those of this very tick."""
         waits = bool(guest.waiting) and guest.waiting[0][0] < self.now - self._world.tick
         return not waits and seat.view.name in guest.serving()
 
-    def _evict(self, guest: _Guest, seat: _Seat) -> None:
+    def _evict(self, guest: Guest, seat: Seat) -> None:
         guest.put(seat.view.name, None)
         del seat.held[guest.tenant.view.handle]
         if not guest.on:
@@ -317,7 +257,10 @@ class Game:
         self._past.append(Past(self.now, step.kind, step.handle, step.source, step.target, step.nbytes))
         while self._past[0].when < self.now - _PAST_SECONDS:
             self._past.popleft()
-        if step.kind in _STEP_KINDS:
+        if step.kind in REFORMS:
+            self._tally.reforms += 1
+            self._reform(guest, step)
+        elif step.kind in _STEP_KINDS:
             gone = self._left.get((step.handle, step.target), -math.inf)
             self._tally.moves += 1
             self._tally.reversed += step.kind is not Kind.LOAD and self.now - gone < REVERSED_SECONDS
@@ -332,15 +275,33 @@ class Game:
         moves = sum(step is not None for seat in self._seats.values() for _, _, step in seat.loads)
         return moves >= max(1, len(self._seats) // WORKERS_PER_MOVE)
 
-    def _can(self, guest: _Guest, step: Step) -> bool:
+    def _can(self, guest: Guest, step: Step) -> bool:
         if step.source and step.source not in guest.serving():
             return False
+        if step.kind is Kind.MAP:
+            return guest.faster(step.source) is not None
+        if step.kind is Kind.INLINE:
+            form, changed = guest.tenant.view.inlined, guest.faster(step.target) or step.target in guest.reforms
+            able = form is not None and not changed and step.target in guest.serving()
+            return able and form is not None and self._seats[step.target].free >= form.peak
         if step.kind not in _STEP_KINDS:
             return bool(step.source)
         seat = self._seats.get(step.target)
         return seat is not None and step.target not in guest.on and seat.free >= guest.tenant.view.peak
 
-    def _leave(self, guest: _Guest, seat: _Seat) -> None:
+    def _reform(self, guest: Guest, step: Step) -> None:
+        """A replica begins to load its inlined form, or is mapped at once."""
+        view, form = guest.tenant.view, guest.tenant.view.inlined
+        if form is not None and step.kind is Kind.INLINE:
+            seat = self._seats[step.target]
+            guest.reform(step.target)
+            seat.held[view.handle] = view.nbytes + form.peak
+            seat.loads.append((view.handle, form.load_seconds, step))
+        else:
+            self._seats[step.source].held[view.handle] = view.nbytes
+            guest.put(step.source, guest.on[step.source]._replace(inlined=False))
+
+    def _leave(self, guest: Guest, seat: Seat) -> None:
         """A servable leaves a worker because a step says so, if it is still there."""
         if guest.on.get(seat.view.name, Replica(Hold.GOES, 0.0)).hold is Hold.SERVES:
             self._left[guest.tenant.view.handle, seat.view.name] = self.now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,11 +22,12 @@ _version = whole(1, (1 << 63) - 1)
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one load took: bytes that stayed, bytes at its height, seconds."""
+    """What one load took: bytes that stayed, bytes at its height, seconds. ``shared`` are those of a mapped file."""
 
     nbytes: int
     peak: int
     load_seconds: float
+    shared: int = 0
 
 
 @dataclass(slots=True)
@@ -143,11 +144,12 @@ def _pair(value: Any) -> tuple[str, int]:
 
 
 def _fields(footprint: Footprint) -> dict[str, Any]:
-    return {"nbytes": footprint.nbytes, "peak": footprint.peak, "load_seconds": footprint.load_seconds}
+    return asdict(footprint)
 
 
 def _footprint(value: Any) -> Footprint:
     fields: dict[str, Any] = _table(text)(value)
-    if set(fields) != {"nbytes", "peak", "load_seconds"}:
+    if set(fields) | {"shared"} != {"nbytes", "peak", "load_seconds", "shared"}:
         raise InvalidArgument(f"got {show(value)}, expected nbytes, peak and load_seconds")
-    return Footprint(_nbytes(fields["nbytes"]), _nbytes(fields["peak"]), _seconds(fields["load_seconds"]))
+    nbytes, peak, shared = (_nbytes(fields.get(name, 0)) for name in ("nbytes", "peak", "shared"))
+    return Footprint(nbytes, peak, _seconds(fields["load_seconds"]), shared)

@@ -17,6 +17,7 @@ from tfpool.errors import FailedPrecondition, NotFound
 
 SETTLED_SECONDS = 0.1  # change times are told in steps of some milliseconds
 _CHUNK = 1 << 20
+_MOST_FILES = 100_000
 
 
 class Mark(NamedTuple):
@@ -63,11 +64,11 @@ def content(directory: str) -> tuple[Mark, str]:
     raise FailedPrecondition(f"{directory}: its files go on changing")
 
 
-def digest(path: str) -> str:
-    """The SHA-256 of a file, in hex. Raises OSError."""
+def digest(file: str | int) -> str:
+    """The SHA-256 of a file, in hex; a descriptor is read from where it stands. Raises OSError."""
     found = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
+    with open(file, "rb", buffering=0, closefd=isinstance(file, str)) as opened:
+        while chunk := opened.read(_CHUNK):
             found.update(chunk)
     return found.hexdigest()
 
@@ -84,6 +85,7 @@ def _files(directory: str) -> Iterator[tuple[str, str]]:
     if not os.path.isdir(directory):
         raise NotFound(f"{directory}: no such directory")
     found: list[tuple[str, str]] = []
+    seen = 0
     stack: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(directory),))]
     while stack:
         inner, chain = stack.pop()
@@ -92,6 +94,11 @@ def _files(directory: str) -> Iterator[tuple[str, str]]:
             names = os.listdir(place)
         except OSError as error:
             raise FailedPrecondition(f"{place}: cannot be read: {error.strerror}") from None
+        seen += len(names)
+        if seen > _MOST_FILES:
+            raise FailedPrecondition(
+                f"{directory}: got more than {_MOST_FILES} files and directories, expected a model"
+            )
         for name in names:
             path = os.path.join(place, name)
             if os.path.isdir(path):

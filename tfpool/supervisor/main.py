@@ -159,10 +159,18 @@ class Supervisor:
                     self._stop("asked to shut down")
                 elif verb == Control.DRAINED:
                     self._drained = True
+                elif verb == Control.ORDER:
+                    self._compile(fields[0], heard[1])
                 elif verb == Control.RECYCLE:
                     self._log.info("worker.recycle", worker=fields[0])
         except EOFError:
             self._part_from(self._broker)
+
+    def _compile(self, job: dict[str, Any], fds: list[int]) -> None:
+        """Have the zygote start a compiler. Without a zygote its doorbell closes, and the broker asks again."""
+        self._zygote.tell(Control.COMPILE, "", 0, job, fds=tuple(fds))
+        for fd in fds:
+            os.close(fd)
 
     def _hear_zygote(self) -> None:
         try:

@@ -63,6 +63,7 @@ class Workers:
             settings.threads,
             settings.memory,
             self._settings.pool.load_concurrency,
+            self._settings.store.directory if self._settings.store.enabled else "",
             server.log_level,
             server.log_format,
         )

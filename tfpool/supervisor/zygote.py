@@ -14,13 +14,17 @@ import signal
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from tfpool.shm.doorbell import Doorbell
 from tfpool.telemetry import log
 from tfpool.wire.messages import Control, pack, unpack
 from tfpool.worker.boot import Boot, die_with_parent, name_process, pin, quiet_stderr
+
+_WORKER, _COMPILER = "worker", "compiler"
 
 
 def run(sock: socket.socket, method: str, log_level: str, log_format: str) -> None:
@@ -71,19 +75,34 @@ class Zygote:
                     verb, name, generation, *fields = unpack(heard[0])
                     if verb == Control.FORK:
                         self._start(Boot.from_fields(*fields), generation, heard[1])
+                    elif verb == Control.COMPILE:
+                        self._start_compiler(fields[0], heard[1])
                     elif verb == Control.KILL:
                         self._kill((name, generation))
         self._end()
 
     def _start(self, boot: Boot, generation: int, fds: list[int]) -> None:
         """``fds`` are the worker's doorbell to the broker and its line to the supervisor."""
-        pid = self._fork(boot, fds) if self._method == "fork" else self._spawn(boot, fds)
+        if self._method == "fork":
+            pid = self._fork(partial(_be_worker, boot, *fds))
+        else:
+            pid = self._spawn(_WORKER, boot.to_fields(), fds)
         for fd in fds:
             os.close(fd)
         self._children[pid] = boot.name, generation
         self._say(Control.FORKED, boot.name, generation, pid)
 
-    def _fork(self, boot: Boot, fds: list[int]) -> int:
+    def _start_compiler(self, job: dict[str, Any], fds: list[int]) -> None:
+        """``fds`` is its doorbell to the broker. Nobody but the broker is told of its end, by the doorbell's."""
+        if self._method == "fork":
+            pid = self._fork(partial(run_compiler, job, *fds))
+        else:
+            pid = self._spawn(_COMPILER, job, fds)
+        for fd in fds:
+            os.close(fd)
+        self._children[pid] = _COMPILER, 0
+
+    def _fork(self, become: Callable[[], None]) -> int:
         parent = os.getpid()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorFlow's import leaves an idle thread behind
@@ -95,13 +114,12 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(parent)
             self._bell.close()
-            pin(boot)
-            run_worker(boot, *fds)
+            become()
         finally:
             os._exit(1)
 
-    def _spawn(self, boot: Boot, fds: list[int]) -> int:
-        command = [sys.executable, "-m", "tfpool.supervisor.zygote", str(os.getpid()), json.dumps(boot.to_fields())]
+    def _spawn(self, what: str, order: dict[str, Any], fds: list[int]) -> int:
+        command = [sys.executable, "-m", "tfpool.supervisor.zygote", str(os.getpid()), what, json.dumps(order)]
         for fd in fds:
             os.set_inheritable(fd, True)
         nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
@@ -117,6 +135,8 @@ class Zygote:
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 name, generation = self._children.pop(ended[0])
+                if name == _COMPILER:
+                    continue
                 self._say(Control.EXITED, name, generation, os.waitstatus_to_exitcode(ended[1]))
 
     def _end(self) -> None:
@@ -135,6 +155,11 @@ class Zygote:
             raise EOFError("the supervisor is gone") from None
 
 
+def _be_worker(boot: Boot, doorbell: int, line: int) -> None:
+    pin(boot)
+    run_worker(boot, doorbell, line)
+
+
 def run_worker(boot: Boot, doorbell: int, line: int) -> None:
     """Be a worker until it is told to stop; then leave at once, whatever TensorFlow's threads are doing.
 
@@ -146,14 +171,26 @@ def run_worker(boot: Boot, doorbell: int, line: int) -> None:
     os._exit(0)
 
 
-def _spawned(parent: str, fields: str, doorbell: str, line: str) -> None:
+def run_compiler(job: dict[str, Any], doorbell: int) -> None:
+    """Compile a model, tell the broker, and leave."""
+    from tfpool.compiler import serve
+
+    serve.run(socket.socket(fileno=doorbell), job)
+    os._exit(0)
+
+
+def _spawned(parent: str, what: str, order: str, *fds: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent(int(parent))
-    boot = Boot.from_fields(json.loads(fields))
+    fields, ends = json.loads(order), map(int, fds)
+    if what == _COMPILER:
+        import_tensorflow()
+        run_compiler(fields, *ends)
+    boot = Boot.from_fields(fields)
     pin(boot)
     import_tensorflow()
-    run_worker(boot, int(doorbell), int(line))
+    run_worker(boot, *ends)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from tfpool.testing.fake_models import KINDS
 from tfpool.testing.fake_models import POISON_VALUE as POISON_VALUE
 from tfpool.testing.fake_models import SPILL_FLOATS as SPILL_FLOATS
 from tfpool.wire.messages import Gauge
-from tfpool.worker import executor, gpu, loader, main, memory, warmup
+from tfpool.worker import executor, gpu, loader, main, measuring, memory, warmup
 from tfpool.worker.boot import Boot
 from tfpool.worker.loader import Loaded
 
@@ -74,7 +74,7 @@ def install() -> None:
     loader.load = load
     loader.explain = vars(executor)["explain"] = explain
     warmup.warm = lambda loaded, sizes: loaded.session.warm()
-    vars(main)["measure"] = lambda loaded, *_: [[] for _ in loaded.signatures]
+    measuring.measure = lambda loaded, *_: [[] for _ in loaded.signatures]
     memory.high_water = _held.total
     memory.host = _held.gauge
     gpu.reader = lambda device: (lambda: None) if device == "cpu" else _held.on_gpu

@@ -12,8 +12,8 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 
+from tfpool.placement.guests import Tenant, World
 from tfpool.placement.snapshot import Demand, Hold, Replica, ServableView, WorkerView
-from tfpool.placement.whatif import Tenant, World
 
 TICK = 0.25
 AHEAD_SECONDS = 20.0

@@ -15,6 +15,7 @@ from tfpool.broker.meters import Meters
 from tfpool.broker.migrations import Migrations
 from tfpool.broker.notebook import Notebook
 from tfpool.broker.recorder import Recorder
+from tfpool.broker.reforms import Reforms
 from tfpool.broker.registry import Model, NotLoaded, Registry, Version
 from tfpool.broker.residence import Residence
 from tfpool.broker.resolve import Resolver
@@ -82,6 +83,7 @@ class World:
             self.recycle,
             self.lifecycle,
         )
+        self.reforms = Reforms(self.registry, self.fleet, self.budget, lambda: self.now)
         self.migrations = Migrations(self.fleet, self.residence, lambda: self.now)
         self.turnover = Turnover(self.registry, self.fleet, room, self.residence, self.migrations)
         self.rolling = Rolling(self.registry, self.fleet, room, self.migrations, self.recycle, self.residence.refill)
@@ -151,6 +153,7 @@ class World:
         self.decide(ev.Turn())
         self.blame.look(self.now)
         self.turnover.tend()
+        self.reforms.step()
         self.migrations.step()
         self.rolling.step()
         self.lifecycle.step(self.now)

@@ -48,6 +48,7 @@ def planner(world: World, journal: Logbook | None = None, **settings: Any) -> Pl
         world.residence,
         world.migrations,
         world.rolling,
+        world.reforms,
         survey,
         journal or Logbook(None),
         world.lifecycle.settled,

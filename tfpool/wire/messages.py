@@ -63,6 +63,7 @@ class Bell(IntEnum):
     RUN = 6
     STOP = 7
     ADOPT = 8
+    REFORM = 9
     READY = 32
     WARMING = 33
     LOADED = 34
@@ -73,6 +74,8 @@ class Bell(IntEnum):
     GAUGE = 39
     LATE = 40
     BEAT = 41
+    REFORMED = 42
+    REFORM_FAILED = 43
 
 
 class Control(IntEnum):
@@ -84,6 +87,7 @@ class Control(IntEnum):
     HALTED = 4
     DRAIN = 5
     KILL = 6
+    COMPILE = 7
     UP = 32
     FORKED = 33
     EXITED = 34
@@ -92,6 +96,7 @@ class Control(IntEnum):
     DRAINED = 37
     PROGRESS = 38
     READY = 39
+    ORDER = 40
 
 
 class Flag(IntFlag):

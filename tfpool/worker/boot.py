@@ -26,7 +26,7 @@ _M_ARENA_MAX = -8
 @dataclass(frozen=True, slots=True)
 class Boot:
     """One worker: its name, ``cpu`` or ``gpu:N``, CPUs to run on, threads an operation may use, memory in bytes: of
-    the GPU where it has one."""
+    the GPU where it has one. ``store`` is the directory of compiled models (empty: none are used)."""
 
     name: str
     device: str = "cpu"
@@ -34,6 +34,7 @@ class Boot:
     threads: int = 1
     memory: int | None = None
     load_concurrency: int = 1
+    store: str = ""
     log_level: str = "info"
     log_format: str = "text"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tfpool.errors import FailedPrecondition, TfpoolError
 from tfpool.settings import Form
-from tfpool.store.manifest import Compiled, Start, Weight
+from tfpool.store.manifest import Compiled, Weight
 from tfpool.store.shelf import Entry, Shelf
 from tfpool.types import DType, numpy_dtype
 from tfpool.worker.loader import Loaded, Signature
@@ -47,7 +47,7 @@ def open_entry(shelf: Shelf, entry: Entry, form: Form, config: Any, path: str) -
         if form is Form.MAPPED and weights is not None:
             _alias(session, manifest.weights, weights)
         if manifest.start is not None:
-            _start(session, manifest.start, path)
+            _callable(session, (), (), [manifest.start.operation])()
         signatures = [_signature(session, compiled) for compiled in manifest.signatures]
         return Loaded(session, signatures, dict(manifest.skipped))
     except BaseException as error:
@@ -138,11 +138,6 @@ def _alias(session: Any, weights: tuple[Weight, ...], mapped: mmap.mmap) -> None
     count = len(weights)
     assign = _callable(session, [f"w/{n}/source:0" for n in range(count)], (), [f"w/{n}/alias" for n in range(count)])
     assign(*(_array(mapped, weight) for weight in weights))
-
-
-def _start(session: Any, start: Start, path: str) -> None:
-    feeds = [np.array(os.fsencode(os.path.join(path, file)), object) for _, file in start.assets]
-    _callable(session, [tensor for tensor, _ in start.assets], (), [start.operation])(*feeds)
 
 
 def _signature(session: Any, compiled: Compiled) -> Signature:

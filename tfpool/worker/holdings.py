@@ -50,6 +50,10 @@ class Holdings:
         found = self._held.get(handle)
         return found.servable if found is not None else None
 
+    def get(self, handle: int) -> Holding | None:
+        """What is held by this handle."""
+        return self._held.get(handle)
+
     def take(self, handle: int) -> Holding | None:
         """Hold something no longer; a load that is under way goes on."""
         return self._held.pop(handle, None)
@@ -64,6 +68,12 @@ class Holdings:
         with self._voice.lock:
             holding.servable, holding.outcome = servable, (Bell.LOADED, info)
             self._report(holding)
+
+    def changed(self, holding: Holding, servable: Servable, info: dict[str, Any], reign: int) -> None:
+        """A model is served in another form from now on, as the broker of ``reign`` wanted."""
+        with self._voice.lock:
+            holding.servable, holding.outcome = servable, (Bell.LOADED, info)
+            self._voice.answer(reign, Bell.REFORMED, holding.handle, info)
 
     def failed(self, holding: Holding, code: int, message: str) -> None:
         """A load has failed."""

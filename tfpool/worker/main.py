@@ -11,24 +11,25 @@ import gc
 import os
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from tfpool.errors import FailedPrecondition, TfpoolError
 from tfpool.shm.doorbell import Doorbell
 from tfpool.telemetry import log
 from tfpool.wire.messages import Bell, unpack
-from tfpool.worker import gpu, loader, memory, warmup
+from tfpool.worker import gpu, loader, memory
 from tfpool.worker.boot import Boot, give_way, quiet_stderr
 from tfpool.worker.executor import Executor, Outcome, Servable
 from tfpool.worker.holdings import Holding, Holdings
-from tfpool.worker.measuring import Curve, measure
+from tfpool.worker.opening import Opened, Opener
 from tfpool.worker.voice import Voice
 
 _BEAT_SECONDS = 1.0
 _BEATS_PER_GAUGE = 5
+_RUN_POLL_SECONDS = 0.001
 
 
 def run(doorbell: socket.socket, line: socket.socket, boot: Boot) -> None:
@@ -51,8 +52,9 @@ class Worker:
         self._stopped = threading.Event()
         self._log = log.get("worker")
         gpu_memory = boot.memory if boot.device != "cpu" else None
-        self._threads = boot.threads
         self._config = loader.session_config(boot.threads, gpu_memory)
+        self._opener = Opener(boot.store if boot.device == "cpu" else "", self._config, boot.threads)
+        self._running: Servable | None = None
 
     def serve(self) -> None:
         gc.freeze()  # what is imported stays: no collection visits it, nor copies its pages from the zygote
@@ -85,6 +87,8 @@ class Worker:
                 elif verb == Bell.LOAD:
                     holding = self._holdings.add(*fields)
                     holding.load = self._loads.submit(self._load, holding)
+                elif verb == Bell.REFORM:
+                    self._reform(*fields)
                 elif verb == Bell.ADOPT:
                     self._holdings.adopt(*fields)
                 elif verb == Bell.UNLOAD:
@@ -121,7 +125,9 @@ class Worker:
         if begun > start_by:
             self._voice.say(Bell.LATE, batch)
             return
-        servable = self._holdings.servable(handle)
+        servable = self._running = self._holdings.servable(handle)
+        if servable is not self._holdings.servable(handle):  # it has just changed its form, and may be closed
+            servable = self._running = self._holdings.servable(handle)
         done: list[Outcome] = []
         try:
             if servable is None:
@@ -138,51 +144,88 @@ class Worker:
         for outcome in done:
             if outcome.spilled is not None:
                 os.close(outcome.spilled)
+        self._running = None
 
     def _load(self, holding: Holding) -> None:
-        path, options = holding.path, holding.options
-        begun = self._meter.begin()
-        curves: list[Curve] = []
         try:
-            loaded = loader.load(path, self._config, options["stateful"])
-            self._holdings.tell(holding, Bell.WARMING)
-            if options.get("warm_up", True):
-                warmup.replay(loaded, path)
-                warmup.warm(loaded, options["sizes"])
-                curves = measure(loaded, options["sizes"], options["rows"], monotonic() - begun.seconds, self._threads)
-            else:
-                warmup.warm(loaded, ())
+            opened, info = self._open(holding, holding.options)
         except Exception as error:
-            failure = loader.explain(error, path)
-            self._log.debug("load.failed", model=holding.name, path=path, error=failure.message)
+            failure = loader.explain(error, holding.path)
             del error
             memory.trim()
-            self._meter.end(begun)
+            self._log.debug("load.failed", model=holding.name, path=holding.path, error=failure.message)
             self._holdings.failed(holding, int(failure.code), failure.message[:4096])
             return
+        self._holdings.loaded(holding, Servable(holding.name, opened.loaded), info)
+        self._voice.say(Bell.GAUGE, self._meter.gauge())
+
+    def _open(self, holding: Holding, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
+        """Load a model and warm it up; what the broker is told of it. Raises what loading raises."""
+        begun = self._meter.begin()
+        try:
+            opened = self._opener.open(holding.path, options)
+            self._holdings.tell(holding, Bell.WARMING)
+            self._opener.warm(opened, holding.path, options)
+            curves = self._opener.curves(opened, options, monotonic() - begun.seconds)
+        except BaseException:
+            self._meter.end(begun)
+            raise
         memory.trim()
-        took = self._meter.end(begun)
-        info = {
+        took = self._meter.end(begun, opened.shared)
+        return opened, {
             "load_seconds": took.seconds,
             "memory_bytes": took.stays,
             "peak_bytes": took.peak,
-            "signatures": [asdict(s.spec) for s in loaded.signatures],
-            "skipped": loaded.skipped,
+            "signatures": [asdict(s.spec) for s in opened.loaded.signatures],
+            "skipped": opened.loaded.skipped,
             "curves": curves,
+            "form": opened.form.value,
+            "mapped": [opened.entry.key, opened.shared] if opened.entry is not None and opened.shared else None,
+            "note": opened.note[:1024],
         }
-        self._holdings.loaded(holding, Servable(holding.name, loaded), info)
+
+    def _reform(self, handle: int, form: str) -> None:
+        """Begin to change the form of a model that is served."""
+        holding = self._holdings.get(handle)
+        if holding is not None:  # else it has left
+            holding.load = self._loads.submit(self._change, holding, form, holding.load, self._voice.reign)
+
+    def _change(self, holding: Holding, form: str, load: Future[None], reign: int) -> None:
+        """Load a model in another form beside the one that is served, change over, and close the old one."""
+        load.exception()
+        old = holding.servable
+        try:
+            if old is None:
+                raise FailedPrecondition("it is not loaded")
+            opened, info = self._open(holding, {**holding.options, "form": form})
+            if opened.form.value != form:
+                opened.loaded.close()
+                raise FailedPrecondition(opened.note or "the store does not have it")
+        except Exception as error:
+            failure = loader.explain(error, holding.path)
+            del error
+            memory.trim()
+            self._voice.answer(reign, Bell.REFORM_FAILED, holding.handle, failure.message[:4096])
+            return
+        self._holdings.changed(holding, Servable(holding.name, opened.loaded), info, reign)
+        while self._running is old:
+            sleep(_RUN_POLL_SECONDS)
+        self._close(holding.name, old)
         self._voice.say(Bell.GAUGE, self._meter.gauge())
+
+    def _close(self, name: str, servable: Servable) -> None:
+        try:
+            servable.loaded.close()
+        except Exception as error:
+            self._log.error("unload.failed", model=name, error=repr(error))
+        memory.trim()
 
     def _unload(self, holding: Holding | None, handle: int, reign: int) -> None:
         """Close a model, after its load if that is still under way; it is no longer asked by then."""
         if holding is not None:
             holding.load.exception()
             if holding.servable is not None:
-                try:
-                    holding.servable.loaded.close()
-                except Exception as error:
-                    self._log.error("unload.failed", model=holding.name, error=repr(error))
-                memory.trim()
+                self._close(holding.name, holding.servable)
         left = self._meter.gauge()
         if not self._voice.answer(reign, Bell.UNLOADED, handle, left):
             self._voice.say(Bell.GAUGE, left)

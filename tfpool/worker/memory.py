@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from tfpool.wire.messages import Gauge
 
-_FIELDS = {"Rss": "rss", "Pss": "pss", "Private_Clean": "unique", "Private_Dirty": "unique"}
+_FIELDS = {"Rss": "rss", "Pss": "pss", "Private_Dirty": "unique"}
 
 
 def host() -> Gauge:
     """What this process holds of the host's memory, as the kernel counts it in one walk: 4 ms a GiB of small pages.
 
+    ``unique`` leaves out clean pages of files: others may map them too, and the kernel can drop them.
     A kernel that does not tell leaves resident bytes, and 0 for the rest.
     """
     found = dict.fromkeys(_FIELDS.values(), 0)
@@ -90,14 +91,15 @@ class Meter:
         now = self.gauge()
         return Measure(time.monotonic(), now.unique, now.rss, now.gpu)
 
-    def end(self, begun: Measure) -> Measure:
-        """The differences to ``begun``, none below 0; the peak is no less than what stays."""
+    def end(self, begun: Measure, shared: int = 0) -> Measure:
+        """The differences to ``begun``, none below 0; the peak is no less than what stays. ``shared`` are bytes of
+        files that were mapped, and are not this process's own."""
         with self._lock:
             self._under_way -= 1
         gpu = self._on_gpu()
         on_gpu = None if gpu is None or begun.gpu is None else max(0, gpu - begun.gpu)
         stays = max(0, unique() - begun.unique)
-        peak = max(stays, high_water() - begun.resident)
+        peak = max(stays, high_water() - begun.resident - shared)
         return Measure(round(time.monotonic() - begun.seconds, 6), stays, peak, on_gpu)
 
 
