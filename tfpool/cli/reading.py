@@ -109,8 +109,9 @@ def queues(connect: str | None, as_json: bool) -> None:
 
 
 def models_table(rows: Iterable[Row]) -> Any:
-    """Versions of models, without their errors; REQ/S is what is asked of them, REPLICAS how many may hold them."""
-    columns = ("~MODEL", ">VERSION", "STATE", "~ON", "REPLICAS", ">REQ/S", "~LABELS", ">MEMORY", ">LOAD")
+    """Versions of models, without their errors; FORM is how they are held, REQ/S what is asked of them, REPLICAS how
+    many may hold them."""
+    columns = ("~MODEL", ">VERSION", "STATE", "~ON", "FORM", "REPLICAS", ">REQ/S", "~LABELS", ">MEMORY", ">LOAD")
     return table(
         columns,
         (
@@ -119,6 +120,7 @@ def models_table(rows: Iterable[Row]) -> Any:
                 row["version"] or None,
                 row["state"],
                 ", ".join(row["workers"]),
+                ", ".join(sorted(set(row.get("forms", {}).values()))),
                 bounds(row["replicas"]) if row.get("replicas") else None,
                 rate(row["rate"]["asks"]) if row.get("rate") else None,
                 ", ".join(row["labels"]),
@@ -149,7 +151,7 @@ def workers_table(rows: Iterable[Row]) -> Any:
                 ">PSS": size(memory["pss"]),
                 ">RESIDUE": size(memory["residue"]),
                 ">GPU": size(memory["gpu"]),
-                ">USED": f"{bounded / memory['budget']:.0%}" if memory["budget"] else None,
+                ">USED": f"{(bounded + memory.get('mapped', 0)) / memory['budget']:.0%}" if memory["budget"] else None,
                 ">MODELS": len(row["models"]),
             }
         )

@@ -145,6 +145,7 @@ def serve(
         "insecure": True if insecure else None,
         "log_level": log_level,
         "log_format": log_format,
+        "store": store,
         **dict(settings),
     }
     made = config.build(
@@ -153,7 +154,6 @@ def serve(
         model_config_file=model_config_file,
         batching_file=batching_parameters_file,
         listen=listen,
-        store=store,
         **overrides,
     )
     status = supervisor.serve(made, _Starting(made, watched), owner_fd)

@@ -112,6 +112,7 @@ def _version_lines(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"{name} is {row['state']}{where}{labels}"
     if row["load_seconds"] is not None:
         yield f"  loaded in {duration(row['load_seconds'])}, {size(row['memory_bytes'])} of memory"
+    yield from _form_lines(row)
     if row.get("rate"):
         yield f"  {_demand(row)}"
         yield f"  replicas: {len(row['workers'])}, may be {bounds(row['replicas'])}"
@@ -123,6 +124,25 @@ def _version_lines(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"  from {row['base_path']}"
     if row["error"]:
         yield f"  error: {row['error']}"
+
+
+def _form_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    """In which forms a version is held, and what the store has of it."""
+    by_form: dict[str, list[str]] = {}
+    for worker, form in row.get("forms", {}).items():
+        by_form.setdefault(form, []).append(worker)
+    if by_form:
+        yield "  " + "; ".join(f"{form} on {', '.join(sorted(on))}" for form, on in sorted(by_form.items()))
+    store = row.get("store", {"state": "off"})
+    if store["state"] == "compiled":
+        gain = f"; inlined it runs {store['gain']:.2f} times the rows" if store["gain"] > 1 else ""
+        yield f"  compiled; mapped replicas share {size(store['shared_bytes'])}{gain}"
+    elif store["state"] == "refused":
+        yield f"  served from its SavedModel: {store['reason']}"
+    elif store["state"] == "compiling":
+        yield f"  being compiled: {store['reason']}"
+    elif store["state"] == "waiting":
+        yield f"  not compiled yet{': ' + store['reason'] if store['reason'] else ''}"
 
 
 def _demand(row: Mapping[str, Any]) -> str:

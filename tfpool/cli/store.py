@@ -40,7 +40,7 @@ _GOOD = ("compiled", "known")
 
 @click.group()
 def store() -> None:
-    """Look at and tend the store of compiled models.
+    """Tend the store of compiled models.
 
     A pool compiles models by itself, and keeps here what came of it: see [store] in the configuration. All users have
     stores of their own.
@@ -94,8 +94,8 @@ def list_entries(directory: str | None, as_json: bool) -> None:
         print_json({"directory": shelf.directory, "bytes": sum(row["bytes"] for row in rows), "entries": rows})
         return
     if rows:
-        forms = (f">{form.value.upper()} MS" for form in Form)
-        columns = ("KEY", "~MODEL", ">MIB", ">SHARED MIB", *forms, ">GAIN", "TF", "~STATE", ">USED")
+        forms = (f">{form.value.upper()} ms" for form in Form)
+        columns = ("KEY", "~MODEL", ">MiB", ">SHARED MiB", *forms, ">GAIN", "TF", "~STATE", ">USED")
         show(table(columns, map(_cells, rows)))
     total = _mib(sum(row["bytes"] for row in rows))
     click.echo(f"{_entries(len(rows))}, {total} MiB in {shelf.directory}")

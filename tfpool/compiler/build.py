@@ -49,7 +49,6 @@ def build(
             graph = optimize(frozen, definition, name)
             del frozen
             tables.check_state(graph, known, name)
-            _add_unused(graph, definition)
             weigher.add(graph, prefix, _ends(definition))
             signatures.append(_compiled(signature, definition, prefix))
         weigher.finish()
@@ -64,21 +63,6 @@ def build(
         digests={name: identity.digest(os.path.join(draft, name)) for name in (GRAPH, WEIGHTS)},
         start=start,
     )
-
-
-def _add_unused(graph: Any, definition: Any) -> None:
-    """Inputs that no output depends on are fed all the same."""
-    there = {node.name for node in graph.node}
-    for info in definition.inputs.values():
-        node, _, port = info.name.partition(":")
-        if node in there:
-            continue
-        if port not in ("", "0"):
-            raise FailedPrecondition(f"input {info.name!r} is unused, and not the only result of its operation")
-        there.add(node)
-        made = graph.node.add(op="Placeholder", name=node)
-        made.attr["dtype"].type = info.dtype
-        made.attr["shape"].shape.CopyFrom(info.tensor_shape)
 
 
 def _ends(definition: Any) -> set[str]:

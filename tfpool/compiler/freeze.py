@@ -6,12 +6,14 @@ former does not see through all that functions do with variables, so that grappl
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from tfpool.errors import FailedPrecondition
 from tfpool.worker.restore import brief
 
 _LARGEST_GRAPH = 1 << 31  # a protobuf message cannot be larger
+_HIDDEN_BYTES = 16 << 20
 _VARIABLES = {
     *("VarHandleOp", "Variable", "VariableV2", "VariableShape", "ReadVariableOp"),
     *("ResourceGather", "ResourceGatherNd"),
@@ -35,6 +37,7 @@ def freeze(session: Any, graph: Any, definition: Any, name: str) -> Any:
         frozen = convert_to_constants.convert_variables_to_constants_from_session_graph(session, flat, outputs)
         if frozen.ByteSize() >= _LARGEST_GRAPH:
             raise FailedPrecondition(f"signature {name!r} has a graph of more than 2 GiB")
+        _mend_gathers(flat, frozen)
     except FailedPrecondition:
         raise
     except Exception as error:  # of many kinds: what it meets in graphs that it was not made for
@@ -44,10 +47,15 @@ def freeze(session: Any, graph: Any, definition: Any, name: str) -> Any:
 
 def optimize(frozen: Any, definition: Any, name: str) -> Any:
     """The frozen GraphDef as grappler leaves it. Raises FailedPrecondition."""
+    hidden = _hide(frozen, {info.name.partition(":")[0] for info in definition.outputs.values()})
     try:
         optimized = _grappled(frozen, definition, name, [])
     except Exception as error:  # anything that its passes may raise
         raise FailedPrecondition(f"signature {name!r} cannot be optimized: {brief(error)}") from None
+    for node in optimized.node:
+        if node.name in hidden:
+            node.CopyFrom(hidden[node.name])
+    _add_unused(optimized, definition)
     left = sorted({node.op for node in nodes(optimized)} & _VARIABLES)
     if left:
         raise FailedPrecondition(f"signature {name!r} cannot be frozen: it keeps variables ({', '.join(left)})")
@@ -64,12 +72,54 @@ def _grappled(graph: Any, definition: Any, name: str, passes: list[str]) -> Any:
     from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
     from tensorflow.python.grappler import tf_optimizer
 
+    _add_unused(graph, definition)
     meta = meta_graph_pb2.MetaGraphDef(graph_def=graph)
     meta.signature_def[name].CopyFrom(definition)
     config = config_pb2.ConfigProto()
     config.graph_options.rewrite_options.min_graph_nodes = -1
     config.graph_options.rewrite_options.optimizers.extend(passes)
     return tf_optimizer.OptimizeGraph(config, meta, verbose=False)
+
+
+def _add_unused(graph: Any, definition: Any) -> None:
+    """Inputs that no output depends on are fed all the same."""
+    there = {node.name for node in graph.node}
+    for info in definition.inputs.values():
+        node, _, port = info.name.partition(":")
+        if node in there:
+            continue
+        if port not in ("", "0"):
+            raise FailedPrecondition(f"input {info.name!r} is unused, and not the only result of its operation")
+        there.add(node)
+        made = graph.node.add(op="Placeholder", name=node)
+        made.attr["dtype"].type = info.dtype
+        made.attr["shape"].shape.CopyFrom(info.tensor_shape)
+
+
+def _mend_gathers(flat: Any, frozen: Any) -> None:
+    """The converter gives what was a ResourceGather an axis that is in no loop, also where the operation is in one."""
+    were = {node.name for node in flat.node if node.op == "ResourceGather"}
+    nodes = {node.name: node for node in frozen.node}
+    for name in were & nodes.keys():
+        _, indices, axis = nodes[name].input
+        nodes[axis].input.append("^" + indices.partition(":")[0])
+
+
+def _hide(graph: Any, fetched: Container[str]) -> dict[str, Any]:
+    """Put placeholders where the largest constants are, and give these: grappler copies a graph dozens of times, and
+    gains nothing from them."""
+    from tensorflow.core.framework import node_def_pb2
+
+    hidden = {}
+    for node in graph.node:
+        if node.op == "Const" and not node.input and node.name not in fetched and node.ByteSize() >= _HIDDEN_BYTES:
+            constant = hidden[node.name] = node_def_pb2.NodeDef()
+            constant.CopyFrom(node)
+            node.Clear()
+            node.op, node.name = "Placeholder", constant.name
+            node.attr["dtype"].type = constant.attr["dtype"].type
+            node.attr["shape"].shape.CopyFrom(constant.attr["value"].tensor.tensor_shape)
+    return hidden
 
 
 def _readable(session: Any, graph: Any) -> int:

@@ -99,7 +99,7 @@ def compile_model(
                 try:
                     manifest = _compile(path, shelf, draft, about, threads, stateful, say)
                 except FailedPrecondition as error:
-                    manifest = replace(about, refusal=error.message)
+                    manifest = replace(about, refusal=error.message.replace(f"{draft}: ", "compiled, it "))
                     for name in os.listdir(draft):
                         os.unlink(os.path.join(draft, name))
                 say("publish")

@@ -20,7 +20,7 @@ from tfpool.worker.restore import brief
 START = "start"
 KINDS = frozenset(
     f"{name}{version}"
-    for name in ("HashTable", "MutableHashTable", "MutableHashTableOfTensors", "MutableDenseHashTable")
+    for name in ("HashTable", "MutableHashTable", "MutableHashTableOfTensors")
     for version in ("", "V2")
 )
 _ENDURING = ("TensorArray", "Stack", "Anonymous", "Temporary")  # made anew by each run

@@ -48,4 +48,4 @@ def _could_hold(worker: WorkerView, peak: int) -> bool:
 def _candidate(worker: WorkerView, snapshot: Snapshot) -> Candidate:
     there = [view for view in snapshot.servables if worker.name in view.on]
     loads = sum(view.on[worker.name].hold is Hold.COMES for view in there)
-    return Candidate(worker.name, sum(v.nbytes for v in there), len(there), worker.room, loads, worker.busy)
+    return Candidate(worker.name, sum(v.kept(worker.name) for v in there), len(there), worker.room, loads, worker.busy)

@@ -73,5 +73,7 @@ class Restraint:
         return self._facts.servables[servable].handle in self._mapped
 
     def affords(self, kind: Kind, nbytes: int) -> bool:
-        """Whether the minute has a step left, and the bytes that it loads."""
-        return self.moves > 0 and (kind not in _LOADING or nbytes <= self.nbytes)
+        """Whether the minute has a step left, and the bytes that it loads. Half of its steps are not for forms that are
+        inlined: moves are more urgent."""
+        kept = self.rules.moves_per_minute // 2 if kind is Kind.INLINE else 0
+        return self.moves > kept and (kind not in _LOADING or nbytes <= self.nbytes)

@@ -81,6 +81,16 @@ class Loaded:
         self.session.close()
         self.session = None
         gc.collect()
+        let_go()
+
+
+def let_go() -> None:
+    """Feed TensorFlow a number: only then does it let go of the arrays, and mapped files, that it was fed before."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        fed = tf.compat.v1.placeholder(tf.int32, ())
+        session.run(tf.identity(fed), {fed: 0})
 
 
 def session_config(threads: int, gpu_memory: int | None) -> Any:
