@@ -8,33 +8,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from bench.architectures import MAKERS as ARCHITECTURES
 from tfpool.testing.models import MAKERS as SAMPLES
 from tfpool.testing.models import make_identity
 
-CACHE = "TFPOOL_BENCH_CACHE"
 BALLAST = {"ballast_5mb": 5_000_000, "ballast_100mb": 100_000_000}
 _WIDTH, _LAYERS = 1024, 8
 _UNITS, _POSITIONS, _STEPS = 512, 64, 5
-
-
-def make_resnet50(directory: str) -> str:
-    """ResNet50 with random weights: image [?, 224, 224, 3] -> probabilities [?, 1000].
-
-    It takes a while, so that it is kept in the directory that the environment names, if it does.
-    """
-    base = os.path.join(os.environ.get(CACHE) or directory, "resnet50")
-    if not os.path.exists(base):
-        import tensorflow as tf
-
-        model = tf.keras.applications.ResNet50(weights=None)
-        variables = [variable.value for variable in model.variables]
-        _save(
-            base,
-            lambda x: {"probabilities": model(x, training=False)},
-            tf.TensorSpec((None, 224, 224, 3), tf.float32, "image"),
-            variables,
-        )
-    return base
 
 
 def make_ballast(name: str, directory: str) -> str:
@@ -100,8 +80,8 @@ def _save(base: str, run: Callable[[Any], Any], spec: Any, tracked: object) -> N
 
 MAKERS: Mapping[str, Callable[[str], str]] = {
     **SAMPLES,
+    **ARCHITECTURES,
     "identity": partial(make_identity, row_shape=(None,)),
-    "resnet50": make_resnet50,
     "deep": make_deep,
     "patches": make_patches,
     **{name: partial(make_ballast, name) for name in BALLAST},

@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench import architectures, models
+from bench.architectures import CACHE
 from bench.children import ROOT, Channel, Child, ChildFailed
-from bench.models import CACHE
 from bench.scenario import Settings
 from tfpool.errors import TfpoolError
 from tfpool.store.shelf import Shelf

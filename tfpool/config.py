@@ -1,9 +1,9 @@
 """Configuration as people write it -> frozen :mod:`tfpool.settings`. Read once, at the edge.
 
-The TOML tables are ``[server]``, ``[pool]``, ``[[worker]]``, ``[batching]``, ``[placement]``, ``[store]`` and ``[[model]]``; their
-keys are the fields of the settings classes. TensorFlow Serving's files become the same tables. Every error reads
-``FILE:LINE: [table] key: got X, expected Y``. What a command line says is laid over the document before it is read, so
-that both pass the same checks; so does what is sent to a pool that runs.
+The TOML tables are ``[server]``, ``[pool]``, ``[[worker]]``, ``[batching]``, ``[placement]``, ``[store]`` and
+``[[model]]``; their keys are the fields of the settings classes. TensorFlow Serving's files become the same tables.
+Every error reads ``FILE:LINE: [table] key: got X, expected Y``. What a command line says is laid over the document
+before it is read, so that both pass the same checks; so does what is sent to a pool that runs.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ def build(
     """Settings of a command line or an embedded pool: those of ``file``, if any, and over them what is given.
 
     ``model_config_file`` and ``batching_file`` are TensorFlow Serving's: the one adds models, the other is the
-    ``[batching]`` table. ``store`` is the directory of compiled models, or ``off``. ``models`` maps names to base paths. ``overrides`` are keys of ``[server]``, ``[pool]``,
-    ``[batching]`` and ``[placement]`` with their TOML values (``admin_listen``, ``workers``, ``memory_budget`` ...);
-    None leaves a key as it was. Paths start at the working directory. ``workers`` drops the workers written by hand.
-    Raises as :func:`load` does.
+    ``[batching]`` table. ``store`` is the directory of compiled models, or ``off``. ``models`` maps names to base
+    paths. ``overrides`` are keys of ``[server]``, ``[pool]``, ``[batching]`` and ``[placement]`` with their TOML values
+    (``admin_listen``, ``workers``, ``memory_budget`` ...); None leaves a key as it was. Paths start at the working
+    directory. ``workers`` drops the workers written by hand. Raises as :func:`load` does.
     """
     document = Document({}, {}, "command line") if file is None else _read(file)
     if model_config_file is not None:
@@ -324,10 +324,10 @@ def _placement(table: Table, directory: str) -> PlacementSettings:
 
 def _store(table: Table, directory: str) -> StoreSettings:
     place = table.read("directory", path_from(directory), "") or default_store()
-    defaults = StoreSettings(place, enabled=place != STORE_OFF)
+    defaults = StoreSettings(place)
     return StoreSettings(
         place,
-        table.read("enabled", flag, defaults.enabled),
+        table.read("enabled", flag, defaults.enabled) and place != STORE_OFF,
         table.read("budget", _budget, defaults.budget),
         table.read("inline", flag, defaults.inline),
     )

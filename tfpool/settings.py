@@ -297,11 +297,14 @@ def default_directory() -> str:
 
 
 def default_store() -> str:
-    """Where compiled models are kept when nobody says otherwise: where the environment says (``off``: nowhere), or in
-    this user's cache."""
+    """Where compiled models are kept when nobody says otherwise: where the environment says, or in this user's cache;
+    ``off`` (nowhere) where the environment says so, or the user has no home."""
+    named = os.environ.get(STORE_VARIABLE, "")
+    if named:
+        return named if named == STORE_OFF else os.path.abspath(os.path.expanduser(named))
     cache = os.environ.get("XDG_CACHE_HOME", "")
     base = cache if os.path.isabs(cache) else os.path.join(os.path.expanduser("~"), ".cache")
-    return os.environ.get(STORE_VARIABLE) or os.path.join(base, "tfpool", "store")
+    return os.path.join(base, "tfpool", "store") if os.path.isabs(base) else STORE_OFF
 
 
 def default_endpoint() -> str:

@@ -9,6 +9,7 @@ from bench.scenarios import (
     cycles,
     decisions,
     faults,
+    forms,
     gap,
     goodput,
     hops,
@@ -51,5 +52,6 @@ SCENARIOS: dict[str, Scenario] = {
         hot,
         rotate,
         moves,
+        forms,
     )
 }

@@ -42,6 +42,7 @@ def told(held: int, budget: int | None = None, residue: int = 0, gpu: int | None
         "base": BASE_BYTES if gpu is None else GPU_BASE_BYTES,
         "budget": budget,
         "residue": residue,
+        "mapped": 0,
     }
 
 

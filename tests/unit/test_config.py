@@ -86,7 +86,8 @@ def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert parse("").store == StoreSettings("/somewhere")
     assert parse("[store]\ndirectory = '/here'").store == StoreSettings("/here")
     monkeypatch.setenv(STORE_VARIABLE, STORE_OFF)
-    assert not parse("").store.enabled
+    for text in ("", "[store]\nenabled = true"):
+        assert not parse(text).store.enabled
     assert parse("[store]\ndirectory = '/here'").store == StoreSettings("/here")
 
 
@@ -98,6 +99,22 @@ def test_the_store_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> Non
         assert parse("").store == StoreSettings("/home/ann/.cache/tfpool/store")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert parse("").store == StoreSettings("/cache/tfpool/store")
+
+
+def test_a_store_of_the_environment_starts_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv(STORE_VARIABLE, "here")
+    assert parse("").store.directory == str(tmp_path / "here")
+    monkeypatch.setenv(STORE_VARIABLE, "~/there")
+    assert parse("").store.directory == "/home/ann/there"
+
+
+def test_who_has_no_home_has_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(STORE_VARIABLE)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a number without a name
+    assert not parse("").store.enabled
 
 
 @pytest.mark.parametrize("form", list(Form))

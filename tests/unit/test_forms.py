@@ -182,6 +182,12 @@ def test_nobody_gives_way_where_there_is_room_elsewhere() -> None:
     assert planned(pool(full, pinned, room=50)).kind is Kind.MAP
 
 
+def test_a_little_less_work_elsewhere_is_not_worth_a_form() -> None:
+    here, there = model(1, 0.5, "a", inlined="a", pins=("a",)), model(2, 0.41, "b", form=None, pins=("b",))
+    step = planned(pool(here, there, model(3, 0.1, peak=25 * MB, wanted=False), room=50))
+    assert (step.kind, step.target) == (Kind.LOAD, "b")
+
+
 def test_a_form_that_is_worth_more_than_what_would_come_stays() -> None:
     """Without it, the worker would have far too much to do."""
     busy = model(1, 1.18, "a", inlined="a")
@@ -199,6 +205,14 @@ def test_what_was_mapped_is_not_inlined_again_at_once() -> None:
     assert plan(hot, RULES) is None
     assert planned(replace(hot, now=100.0)).kind is Kind.INLINE
     assert planned(replace(hot, past=(gone._replace(handle=2),))).kind is Kind.INLINE
+
+
+def test_a_form_that_did_not_come_is_not_asked_for_again_at_once() -> None:
+    told = Past(-100.0, Kind.INLINE, 1, "", "a", 20 * MB)
+    hot = pool(model(1, 0.6, "a"), past=(told,))
+    assert plan(hot, RULES) is None
+    assert planned(replace(hot, now=100.0)).kind is Kind.INLINE
+    assert planned(replace(hot, past=(told._replace(target="b"),))).kind is Kind.INLINE
 
 
 def test_what_was_inlined_is_not_mapped_again_at_once() -> None:

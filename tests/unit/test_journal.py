@@ -289,7 +289,7 @@ def servable(**fields: object) -> dict[str, Any]:
         (servable(on={"cpu0": ["serves"]}), "on: cpu0: got .*, expected a list of 3"),
         (servable(on={"cpu0": ["serves", 1.0, 2]}), "on: cpu0: got 2, expected true or false"),
         (servable(inlined=[500, 700, 1.5]), "inlined: got .*, expected a list of 4"),
-        (servable(inlined=[500, 700, 1.5, 0.0]), "inlined: got 0.0, expected a number from 0.001"),
+        (servable(inlined=[500, 700, 1.5, 0.0]), "inlined: got 0.0, expected a number from 1e-09"),
         (servable(wanted=1), "wanted: got 1, expected true or false"),
         (servable(colour="red"), "got 'colour', expected none but handle, name"),
         ({**WHOLE, "step": {"kind": "load"}}, "step: got no handle, expected one"),

@@ -154,7 +154,7 @@ def test_nothing_moves_by_itself_where_that_is_not_wanted(policy: PlacementPolic
     applying = planned.planning.apply()
     planned.go(3, m=90)
     assert applying.over
-    assert [outcome.migration.phase.value for outcome in applying.outcomes if outcome.migration] == ["DONE"]
+    assert [outcome.work.phase.value for outcome in applying.outcomes if outcome.work] == ["DONE"]
     assert len(planned.version().serving()) == 2
     planned.go(3, m=90)
     assert planned.planning.applying is applying, "once is enough"

@@ -42,8 +42,8 @@ BY_HAND = r"""{
     ["mnist", 2]
   ],
   "footprints": {
-    "00ff": {"nbytes": 1000, "peak": 3000, "load_seconds": 0.5},
-    "01": {"nbytes": 1, "peak": 1, "load_seconds": 2.0}
+    "00ff": {"nbytes": 1000, "peak": 3000, "load_seconds": 0.5, "shared": 0},
+    "01": {"nbytes": 1, "peak": 1, "load_seconds": 2.0, "shared": 0}
   }
 }
 """

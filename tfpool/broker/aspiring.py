@@ -36,6 +36,7 @@ def take_description(version: Version, found: Description) -> None:
     version.fingerprint, version.disk_bytes = found.fingerprint, found.nbytes
     version.described = True
     version.error = None
+    version.unfit = version.uncompiled = ""
 
 
 def own_settings(version: Version, settings: ModelSettings) -> ModelSettings:

@@ -61,12 +61,14 @@ def counted(crashes: Iterable[Crash]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Death:
-    """What a worker was at when it died; ``depth`` is how often the requests that it ran had died before."""
+    """What a worker was at when it died; ``depth`` is how often the requests that it ran had died before, ``forms`` the
+    versions that were changing theirs."""
 
     generation: int
     running: Version | None
     depth: int
     loading: list[Version]
+    forms: list[Version]
     stuck: Stuck | None
 
     def how(self, status: int, oom: bool) -> str | None:
@@ -103,11 +105,13 @@ class Blame:
         known_here = (self._registry.by_handle.get(handle) for handle in link.loading)
         under_way = (State.LOADING, State.WARMING)
         loading = [v for v in known_here if v is not None and v.on.get(link.name) in under_way]
+        forms = [v for handle in link.reforming if (v := self._registry.by_handle.get(handle)) is not None]
         if stuck is not None and stuck.load:
             running, loading = None, [version for version in loading if version.handle == stuck.load]
+            forms = [version for version in forms if version.handle == stuck.load]
         elif stuck is not None and stuck.run:
-            loading = []
-        self._deaths[link.name] = _Death(link.generation, running, depth, loading, stuck)
+            loading, forms = [], []
+        self._deaths[link.name] = _Death(link.generation, running, depth, loading, forms, stuck)
 
     def reaped(self, worker: str, generation: int, status: int, oom: bool, now: float) -> bool:
         """The process of a dead worker is gone, and this was its status; whether it died through its own doing."""
@@ -116,8 +120,12 @@ class Blame:
             return fault(status, oom) is not None
         del self._deaths[worker]
         how = death.how(status, oom)
+        clear = how is not None and death.running is None
+        for version in (*death.loading, *death.forms):
+            if clear and version.compiled:
+                version.unfit = f"loading it compiled killed worker {worker} by {how}"
+                self._log.warning("model.unfit", model=version.key.name, version=version.key.version, why=version.unfit)
         for version in death.loading:
-            clear = how is not None and death.running is None
             self._died_loading(version, worker, clear, how or f"signal {-status}")
         if how is not None and death.running is not None:
             self._crashed(death.running, worker, how, death.depth, now)

@@ -38,36 +38,41 @@ class Budget:
         """A version has been asked for."""
         self._gdsf.hit(version.handle, requests)
 
-    def expected(self, version: Version) -> Footprint | None:
-        """What loading it took the last time, or was measured to take when it was compiled since; None if neither."""
+    def expected(self, version: Version, link: Link | None = None) -> Footprint | None:
+        """What loading it took the last time, or was measured to take when it was compiled since; None if neither.
+
+        Only workers on CPUs load what was compiled.
+        """
         measured, stored = self._footprints.get(version.fingerprint), version.stored
-        if stored is None or not stored.usable or (measured is not None and measured.shared):
+        if stored is None or not version.compiled or (link is not None and link.settings.device != "cpu"):
+            return None if measured is None or measured.shared else measured
+        if measured is not None and measured.shared:
             return measured
         return stored.footprint(version.settings.form or Form.MAPPED) or measured
 
     def need(self, link: Link, version: Version) -> int:
         """Bytes to reserve for a load: the peak as measured, or a guess; never more than an empty worker has, so that
         whatever is not :meth:`impossible` fits at last."""
-        need = self.foreseen(version) + self._adds(link, version)
+        need = self.foreseen(version, link) + self._adds(link, version)
         return need if link.settings.memory is None else min(need, limit(link.settings.memory) - link.base)
 
-    def foreseen(self, version: Version) -> int:
+    def foreseen(self, version: Version, link: Link | None = None) -> int:
         """Bytes that a load takes at its height: as measured, or a guess."""
-        known = self.expected(version)
+        known = self.expected(version, link)
         if known is not None:
             return max(known.peak, 0 if known.shared else version.disk_bytes) + MARGIN_BYTES
         return GUESS_FACTOR * version.disk_bytes + GUESS_BYTES
 
     def _adds(self, link: Link, version: Version) -> int:
         """Its share of a file that it would map."""
-        known, stored = self.expected(version), version.stored
+        known, stored = self.expected(version, link), version.stored
         return self.pages.adds(link.name, stored.key, known.shared) if known is not None and stored is not None else 0
 
     def impossible(self, link: Link, version: Version) -> ResourceExhausted | None:
         """Why a worker can never hold a version, however empty it is; None where it can."""
         if link.settings.memory is None:
             return None
-        known = self.expected(version)
+        known = self.expected(version, link)
         takes = known.peak + known.shared if known else version.disk_bytes
         most = limit(link.settings.memory)
         if link.base + takes <= most:
@@ -86,7 +91,7 @@ class Budget:
         """
         if link.settings.memory is None:
             return 0
-        least = not guess and self.expected(version) is None
+        least = not guess and self.expected(version, link) is None
         need = version.disk_bytes if least else self.need(link, version)
         others = self.committed(link) - link.reserved.get(version.handle, 0)
         return others + need - limit(link.settings.memory)
@@ -102,7 +107,11 @@ class Budget:
 
     def leaving(self, link: Link) -> int:
         """Bytes that unloads under way will give back."""
-        return sum(link.resident.get(handle, 0) for handle in link.unloading)
+        return sum(self.gives(link, handle) for handle in link.unloading)
+
+    def gives(self, link: Link, handle: int) -> int:
+        """Bytes that a worker has back once a model has left it."""
+        return link.resident.get(handle, 0) + self.pages.frees(link.name, handle)
 
     def victims(self, missing: int, idle: Iterable[Version]) -> list[Version]:
         """Which of the idle versions of a worker should go to make room; none where all together do not suffice."""
@@ -112,12 +121,16 @@ class Budget:
     def admitted(self, link: Link, version: Version, found: Footprint, form: Form = Form.PLAIN, key: str = "") -> None:
         """A version has been loaded, and measured; ``key`` names the file that it maps, if it does."""
         self.holds(link, version, found, form, key)
-        self._remember(version.fingerprint, found)
+        if usual(version, form):
+            self._remember(version.fingerprint, found)
         self._gdsf.admit(version.handle, max(1, found.nbytes + found.shared), found.load_seconds)
 
-    def remember(self, version: Version, found: Footprint) -> None:
-        """This is what loading a version takes."""
-        self._remember(version.fingerprint, found)
+    def reformed(self, link: Link, version: Version, found: Footprint, form: Form, key: str) -> None:
+        """A version has changed its form, and was measured."""
+        self.holds(link, version, found, form, key)
+        if usual(version, form):
+            self._remember(version.fingerprint, found)
+        self._gdsf.resize(version.handle, max(1, found.nbytes + found.shared), found.load_seconds)
 
     def holds(self, link: Link, version: Version, found: Footprint, form: Form, key: str) -> None:
         """What a version takes of a worker in the form that it has there now."""
@@ -151,6 +164,11 @@ class Budget:
         """Bytes that a worker has, or has promised to loads, with its share of the files that it maps."""
         held = max(link.unique, link.base + sum(link.resident.values()))
         return held + self.pages.share(link.name) + sum(link.reserved.values())
+
+
+def usual(version: Version, form: Form) -> bool:
+    """Whether a version is loaded in this form, and not changed to it because it is hot."""
+    return form is not Form.INLINED or version.settings.form is Form.INLINED
 
 
 def limit(budget: int) -> int:

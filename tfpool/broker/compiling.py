@@ -15,8 +15,8 @@ from typing import Any
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.reforms import Reforms
 from tfpool.broker.registry import Goal, Registry, Version
-from tfpool.broker.stored import Stored, look_up
-from tfpool.errors import TfpoolError
+from tfpool.broker.stored import Stored, look_up, touch
+from tfpool.errors import TfpoolError, Unavailable
 from tfpool.repository.states import State
 from tfpool.settings import Form, Settings
 from tfpool.shm.doorbell import Doorbell
@@ -28,6 +28,7 @@ LONGEST_START_SECONDS = 60.0
 BUSY_SECONDS = 2.0
 RETRY_SECONDS = 10.0
 MOST_TRIES = 3
+TOUCH_SECONDS = 600.0
 FULL = 0.8
 
 Ask = Callable[[Callable[[], Any], Callable[[Future[Any]], None]], None]
@@ -80,6 +81,7 @@ class Compiling:
         self._started = False
         self._looking = False
         self._tries: dict[int, Tries] = {}
+        self._touched = now
         self.job: Job | None = None
         cpu = any(worker.device == "cpu" for worker in settings.workers)
         self.enabled = settings.store.enabled and cpu
@@ -91,8 +93,8 @@ class Compiling:
         """Begin the next compilation, if none is under way; have replicas change their form."""
         if not self.enabled:
             return
-        self._reforms.step()
         self._mend(now)
+        self._touch(now)
         if self.job is not None or self._looking:
             return
         self._started = self._started or self._settled() or now > self._begun + LONGEST_START_SECONDS
@@ -100,6 +102,14 @@ class Compiling:
             version = self._next(now)
             if version is not None:
                 self._begin(version)
+
+    def _touch(self, now: float) -> None:
+        """What is in use leaves the store last."""
+        if now < self._touched + TOUCH_SECONDS:
+            return
+        self._touched = now
+        keys = [v.stored.key for v in self._registry.versions() if v.stored is not None and v.held_by()]
+        self._ask(partial(touch, self._settings.store.directory, keys), lambda done: None)
 
     def _next(self, now: float) -> Version | None:
         able = [version for version in self._registry.versions() if self._wants(version, now)]
@@ -117,8 +127,16 @@ class Compiling:
             return False
         if version.state is State.FAILED:
             return False
+        return self._tries_again(version, now)
+
+    def _tries_again(self, version: Version, now: float) -> bool:
         tries = self._tries.get(version.handle)
         return tries is None or (tries.count < MOST_TRIES and tries.due <= now)
+
+    def gave_up(self, version: Version) -> bool:
+        """Whether it has been tried often enough."""
+        tries = self._tries.get(version.handle)
+        return tries is not None and tries.count >= MOST_TRIES
 
     def _begin(self, version: Version) -> None:
         mine, theirs = Doorbell.pair()
@@ -161,6 +179,7 @@ class Compiling:
         self._watch(job.bell.fileno(), False)
         job.bell.close()
         self.job = None
+        self._tries = {handle: tries for handle, tries in self._tries.items() if handle in self._registry.by_handle}
         outcome, _, reason, seconds = job.result or ("died", "", f"the compiler died at stage {job.stage!r}", 0.0)
         key = job.version.key
         write = self._log.info if outcome in ("compiled", "known", "busy") else self._log.warning
@@ -206,37 +225,33 @@ class Compiling:
     # -- replicas ----------------------------------------------------------------------------------------------
 
     def _mend(self, now: float) -> None:
-        """Have replicas that are PLAIN, and need not be, change to what was compiled."""
+        """Have replicas that are PLAIN, and need not be, change to what was compiled: one at a time on a worker, for
+        other loads may wait there."""
         for link in self._fleet.links.values():
-            if not link.up or link.leaving or link.settings.device != "cpu":
+            if not link.up or link.leaving or link.reforming or link.settings.device != "cpu":
                 continue
-            for handle, form in link.forms.items():
-                version = self._registry.by_handle.get(handle)
-                if form is Form.PLAIN and version is not None and version.stored is not None:
-                    self._change(version, link, now)
+            held = (self._registry.by_handle.get(handle) for handle, form in link.forms.items() if form is Form.PLAIN)
+            able = (v for v in held if v is not None and v.compiled and v.on.get(link.name) is State.AVAILABLE)
+            version = next((v for v in able if self._tries_again(v, now)), None)
+            if version is not None:
+                self._change(version, link)
 
-    def _change(self, version: Version, link: Link, now: float) -> None:
-        tries = self._tries.get(version.handle)
-        waits = tries is not None and (tries.count >= MOST_TRIES or tries.due > now)
-        stored = version.stored
-        if waits or stored is None or not stored.usable or not may(version) or self._reforms.of(version, link.name):
-            return
+    def _change(self, version: Version, link: Link) -> None:
         try:
             self._reforms.begin(version, link, version.settings.form or Form.MAPPED, "store", done=self._changed)
-        except TfpoolError as error:
-            if version.on.get(link.name) is State.AVAILABLE:
-                self._failed(version, error.message)
+        except TfpoolError as error:  # there is no room for it
+            self._failed(version, error.message, counts=False)
 
     def _changed(self, error: TfpoolError | None, version: Version) -> None:
-        """A worker could not use what the store has: it may be gone, and be made again."""
-        if error is not None:
-            version.stored = None
+        if error is None:
+            self._tries.pop(version.handle, None)
+        elif not isinstance(error, Unavailable):  # a worker could not use what the store had
             self._failed(version, error.message)
 
 
 def may(version: Version) -> bool:
-    """Whether a version may be compiled, as far as its settings go."""
-    return version.settings.form is not Form.PLAIN and not version.settings.stateful
+    """Whether a version may be compiled."""
+    return version.settings.form is not Form.PLAIN and not version.settings.stateful and not version.unfit
 
 
 def state_of(version: Version, compiling: Compiling) -> dict[str, Any]:
@@ -244,6 +259,8 @@ def state_of(version: Version, compiling: Compiling) -> dict[str, Any]:
     stored, job = version.stored, compiling.job
     if not compiling.enabled:
         return {"state": "off", "reason": "there is no store"}
+    if version.unfit:
+        return {"state": "refused", "reason": version.unfit}
     if not may(version):
         why = "its form is set to plain" if version.settings.form is Form.PLAIN else "it is declared stateful"
         return {"state": "off", "reason": why}
@@ -252,4 +269,4 @@ def state_of(version: Version, compiling: Compiling) -> dict[str, Any]:
         return {"state": state, "reason": stored.refusal, "gain": stored.gain, "shared_bytes": stored.shared}
     if job is not None and job.version is version:
         return {"state": "compiling", "reason": job.stage}
-    return {"state": "waiting", "reason": version.uncompiled}
+    return {"state": "failed" if compiling.gave_up(version) else "waiting", "reason": version.uncompiled}

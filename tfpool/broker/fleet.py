@@ -40,7 +40,7 @@ class Link:
     ``closed`` that it is given no models, for it is about to be replaced; ``kept_for`` is the version that it is kept
     for, or 0. ``residue`` are bytes that unloaded models have left behind, as of the last unload. ``spent`` has, since
     the planner last looked, the rows, seconds and batches of each version that has run. ``forms`` tells in which form
-    each model is held here.
+    each model is held here, ``reforming`` which are changing it.
     """
 
     settings: WorkerSettings
@@ -70,6 +70,7 @@ class Link:
     kept_for: int = 0
     residue: int = 0
     forms: dict[int, Form] = field(default_factory=dict)
+    reforming: set[int] = field(default_factory=set)
     spent: dict[int, list[float]] = field(default_factory=dict)
 
     @property
@@ -148,8 +149,10 @@ class Fleet:
         link.busy_share = 0.0
         link.residue = 0
         link.inventory = Inventory()
-        for held in (link.loads, link.loading, link.unloading, link.resident, link.reserved, link.arenas, link.forms):
+        for held in (link.loads, link.loading, link.unloading, link.resident, link.reserved, link.arenas):
             held.clear()
+        link.forms.clear()
+        link.reforming.clear()
 
     def candidates(self) -> list[Link]:
         """Workers that may be given models: all that are, or will be, ready."""

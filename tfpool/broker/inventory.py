@@ -35,7 +35,7 @@ def order(version: Version) -> tuple[str, str, dict[str, Any]]:
         "sizes": list(version.settings.batching.allowed_batch_sizes),
         "rows": version.settings.batching.max_batch_size,
         "fingerprint": version.fingerprint,
-        "form": (version.settings.form or Form.MAPPED).value,
+        "form": (Form.PLAIN if version.unfit else version.settings.form or Form.MAPPED).value,
     }
     return str(version.key), version.path, options
 

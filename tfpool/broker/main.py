@@ -103,7 +103,8 @@ class Broker:
         self.budget = Budget(self.notebook.footprints, self.notebook.measured)
         self._watcher = Watcher(settings.pool.poll_s, settings.server.models_root)
         self.lobby = Lobby(self.front.admit, self.effects.refuse, settings.pool.queue_budget)
-        store = settings.store.directory if settings.store.enabled else ""
+        on_cpus = any(worker.device == "cpu" for worker in settings.workers)
+        store = settings.store.directory if settings.store.enabled and on_cpus else ""
         self.lifecycle = Lifecycle(
             self.registry, settings.pool, self._watcher, self.notebook, self.lobby, time.monotonic, store
         )
@@ -223,6 +224,7 @@ class Broker:
             self.lobby.expire(now)
             self.effects.perform(self.scheduler.handle(ev.Turn(), now))
             self.migrations.step()
+            self.reforms.step()
             self.rolling.step()
             self.planning.step(now)
             self.lifecycle.step(now)

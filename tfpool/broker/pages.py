@@ -51,6 +51,11 @@ class Pages:
             return nbytes
         return 0 if worker in file.by else file.nbytes // (len(file.by) + 1)
 
+    def frees(self, worker: str, handle: int) -> int:
+        """What would leave a worker's part with a model: nothing where another one there maps the same file."""
+        key = self._of.get((worker, handle))
+        return self.each(key) if key is not None and self._files[key].by[worker] == {handle} else 0
+
     def each(self, key: str) -> int:
         """The part of a file that each worker has which maps it; 0 where none does."""
         file = self._files.get(key)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tfpool.broker.budget import MARGIN_BYTES, Budget, limit, mib
+from tfpool.broker.budget import MARGIN_BYTES, Budget, limit, mib, usual
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.registry import Registry, Version
 from tfpool.errors import FailedPrecondition, ResourceExhausted, TfpoolError, Unavailable
@@ -66,6 +66,7 @@ class Reforms:
         """
         need = self._check(version, link, form)
         link.reserved[version.handle] = need
+        link.reforming.add(version.handle)
         found = version.stored.footprint(form) if version.stored is not None else None
         nbytes = found.nbytes if found is not None else 0
         reform = Reform(version, link.name, link.holder, form, by, reason, nbytes, self.now(), done)
@@ -80,7 +81,7 @@ class Reforms:
             raise FailedPrecondition(f"{key} does not serve on {link.name}")
         if self.of(version, link.name) is not None:
             raise FailedPrecondition(f"{key} is changing its form on {link.name} already")
-        found = stored.footprint(form) if stored is not None and stored.usable else None
+        found = stored.footprint(form) if stored is not None and version.compiled else None
         if stored is None or found is None:
             raise FailedPrecondition(f"the store has no form {form.value!r} of {key}")
         if link.forms.get(version.handle) is form:
@@ -106,7 +107,7 @@ class Reforms:
             if link.holder != one.life or link.bell is None:
                 self._end(one, Unavailable(f"worker {one.worker} died"))
             elif one.version.handle not in link.resident:
-                self._end(one, FailedPrecondition(f"{one.version.key} has left {one.worker}"))
+                self._end(one, Unavailable(f"{one.version.key} has left {one.worker}"))
 
     # -- what workers say --------------------------------------------------------------------------------------
 
@@ -115,19 +116,20 @@ class Reforms:
         version = self._registry.by_handle.get(handle)
         if version is None or handle not in link.resident:
             return
-        self._budget.holds(link, version, found, form, key)
-        if form is not Form.INLINED:
+        self._budget.reformed(link, version, found, form, key)
+        if usual(version, form):
             version.memory_bytes, version.peak_bytes = found.nbytes, found.peak
             version.load_seconds = found.load_seconds
-            self._budget.remember(version, found)
         one = self.of(version, link.name)
         if one is not None:
             self._end(one, None)
 
     def failed(self, link: Link, handle: int, why: str) -> None:
-        """A replica stays what it is."""
+        """A replica stays what it is, for the worker could not use what the store has: that has to be seen again."""
         version = self._registry.by_handle.get(handle)
         one = self.of(version, link.name) if version is not None else None
+        if version is not None:
+            version.stored = None
         if one is not None:
             self._end(one, FailedPrecondition(why))
 
@@ -135,6 +137,7 @@ class Reforms:
         link, key = self._fleet.links[one.worker], one.version.key
         if link.holder == one.life:
             link.reserved.pop(one.version.handle, None)
+            link.reforming.discard(one.version.handle)
         one.ended, one.error = self.now(), error
         self.active.remove(one)
         self.recent.append(one)

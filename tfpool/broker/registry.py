@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tfpool.broker.stored import Stored
 from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.repository.states import USEFULNESS, State, Step, following
-from tfpool.settings import Loading, ModelSettings, Split
+from tfpool.settings import Form, Loading, ModelSettings, Split
 from tfpool.types import ModelKey, SignatureSpec
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -64,7 +64,7 @@ class Version:
     loading it, ``faults`` those that this is known to have killed, and ``failures`` its failed loads in a row;
     ``retry_at`` is when the next try is due (monotonic seconds). ``crashes`` are those of late; ``isolated`` names the
     worker that it has to itself. ``asks`` and ``rows`` count what has been asked of it. ``stored`` is what the store
-    has for its files; ``uncompiled`` says why it has nothing.
+    has for its files; ``uncompiled`` says why it has nothing, ``unfit`` why what it has is not used.
     """
 
     key: ModelKey
@@ -100,6 +100,7 @@ class Version:
     rows: int = 0
     stored: Stored | None = None
     uncompiled: str = ""
+    unfit: str = ""
 
     @property
     def handle(self) -> int:
@@ -113,6 +114,12 @@ class Version:
         if self.error is not None:
             return State.FAILED
         return State.UNLOADED if self.described and self.goal is not Goal.SERVE else State.NEW
+
+    @property
+    def compiled(self) -> bool:
+        """Whether workers load it from the store."""
+        able = self.stored is not None and self.stored.usable and not self.unfit
+        return able and self.settings.form is not Form.PLAIN and not self.settings.stateful
 
     @property
     def least(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tfpool.broker.adoption import Adoption
-from tfpool.broker.budget import Budget
+from tfpool.broker.budget import Budget, usual
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.inventory import order
 from tfpool.broker.leaving import Leaving
@@ -274,7 +274,9 @@ class Residence:
             return
         version.error, version.deaths, version.faults, version.failures = None, 0, 0, 0
         version.proven, version.urgent, version.cold = True, False, False
-        version.load_seconds, version.memory_bytes, version.peak_bytes = found.load_seconds, found.nbytes, found.peak
+        if usual(version, form):
+            version.load_seconds, version.memory_bytes = found.load_seconds, found.nbytes
+            version.peak_bytes = found.peak
         version.skipped = skipped
         if version.signatures and signatures != version.signatures:
             changed = FailedPrecondition(f"the signatures of {version.key} are not what they were; ask again")
@@ -307,7 +309,7 @@ class Residence:
     def _relieve(self, link: Link, newest: Version | None) -> None:
         """A load, or runs, may have taken more than was foreseen: bring the worker back under its budget."""
         excess = self._budget.excess(link) - self._budget.leaving(link)
-        if excess <= 0 or link.loading:
+        if excess <= 0 or link.loading or link.reforming:
             return
         error = self._budget.impossible(link, newest) if newest is not None else None
         if newest is not None and error is not None and newest.serving() == [link.name]:

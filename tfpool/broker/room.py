@@ -52,7 +52,7 @@ class Room:
         ranks: dict[int, list[Link]] = {0: [], 1: [], 2: []}
         for link in links:
             missing = self._budget.missing(link, version)
-            loose = sum(link.resident.get(v.handle, 0) for v in self.idle(link)) if missing > 0 else 0
+            loose = sum(self._budget.gives(link, v.handle) for v in self.idle(link)) if missing > 0 else 0
             ranks[0 if missing <= 0 else 1 if missing <= loose else 2].append(link)
         best: list[Link] = []
         for ranked in ranks.values():
@@ -133,5 +133,5 @@ class Room:
         """Whether what earlier models left behind is all that keeps a version out: a fresh process would have room."""
         if link.loading or link.unloading:
             return False
-        loose = sum(link.resident.get(idle.handle, 0) for idle in self.idle(link))
+        loose = sum(self._budget.gives(link, idle.handle) for idle in self.idle(link))
         return self._budget.missing(link, version, guess=False) - loose <= self._budget.residue(link)

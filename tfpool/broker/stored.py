@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tfpool.repository.memo import Footprint
@@ -39,6 +39,13 @@ def look_up(directory: str, path: str) -> Stored | None:
     """What the store in ``directory`` has for the files in ``path``. Raises a TfpoolError where it cannot be read."""
     entry = Shelf(directory).find(path)
     return None if entry is None else _stored(entry.key, entry.manifest)
+
+
+def touch(directory: str, keys: Iterable[str]) -> None:
+    """Entries are in use."""
+    shelf = Shelf(directory)
+    for key in keys:
+        shelf.touch(key)
 
 
 def _stored(key: str, manifest: Manifest) -> Stored:

@@ -179,7 +179,7 @@ class Survey:
     def _inlined(self, version: Version) -> Inlined | None:
         """What the inlined form would take, and gain: as runs have shown, or as was measured when it was compiled."""
         stored, settings = version.stored, version.settings
-        if stored is None or not stored.usable or not self._inline or settings.form is not None:
+        if stored is None or not version.compiled or not self._inline or settings.form is not None:
             return None
         mapped, inlined = stored.footprint(Form.MAPPED), stored.footprint(Form.INLINED)
         if mapped is None or inlined is None:

@@ -132,7 +132,7 @@ class Watchdog:
         return self._stuck(link, why, run=True)
 
     def _loads(self, link: Link, watch: _Watch) -> Stuck | None:
-        watch.loads = {handle: watch.loads.get(handle, self._lived) for handle in link.loading}
+        watch.loads = {handle: watch.loads.get(handle, self._lived) for handle in (*link.reforming, *link.loading)}
         limit = self._pool.load_timeout_s
         for handle, begun in watch.loads.items():
             if self._lived - begun > limit:

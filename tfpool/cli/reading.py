@@ -109,27 +109,25 @@ def queues(connect: str | None, as_json: bool) -> None:
 
 
 def models_table(rows: Iterable[Row]) -> Any:
-    """Versions of models, without their errors; FORM is how they are held, REQ/S what is asked of them, REPLICAS how
-    many may hold them."""
-    columns = ("~MODEL", ">VERSION", "STATE", "~ON", "FORM", "REPLICAS", ">REQ/S", "~LABELS", ">MEMORY", ">LOAD")
-    return table(
-        columns,
-        (
-            (
-                row["name"],
-                row["version"] or None,
-                row["state"],
-                ", ".join(row["workers"]),
-                ", ".join(sorted(set(row.get("forms", {}).values()))),
-                bounds(row["replicas"]) if row.get("replicas") else None,
-                rate(row["rate"]["asks"]) if row.get("rate") else None,
-                ", ".join(row["labels"]),
-                size(row["memory_bytes"]),
-                duration(row["load_seconds"]),
-            )
-            for row in rows
-        ),
-    )
+    """Versions of models, without their errors; REQ/S is what is asked of them, REPLICAS how many may hold them. A
+    narrow terminal has no room for FORM."""
+    lines: list[dict[str, object]] = [
+        {
+            "~MODEL": row["name"],
+            ">VERSION": row["version"] or None,
+            "STATE": row["state"],
+            "~ON": ", ".join(row["workers"]),
+            "~FORM": ", ".join(sorted(set(row.get("forms", {}).values()))),
+            "REPLICAS": bounds(row["replicas"]) if row.get("replicas") else None,
+            ">REQ/S": rate(row["rate"]["asks"]) if row.get("rate") else None,
+            "~LABELS": ", ".join(row["labels"]),
+            ">MEMORY": size(row["memory_bytes"]),
+            ">LOAD": duration(row["load_seconds"]),
+        }
+        for row in rows
+    ]
+    columns = [column for column in lines[0] if column != "~FORM" or console().width >= _WIDE] if lines else []
+    return table(columns, ([line[column] for column in columns] for line in lines))
 
 
 def workers_table(rows: Iterable[Row]) -> Any:

@@ -141,6 +141,8 @@ def _form_lines(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"  served from its SavedModel: {store['reason']}"
     elif store["state"] == "compiling":
         yield f"  being compiled: {store['reason']}"
+    elif store["state"] == "failed":
+        yield f"  could not be compiled: {store['reason']}"
     elif store["state"] == "waiting":
         yield f"  not compiled yet{': ' + store['reason'] if store['reason'] else ''}"
 

@@ -52,7 +52,7 @@ def build(
             weigher.add(graph, prefix, _ends(definition))
             signatures.append(_compiled(signature, definition, prefix))
         weigher.finish()
-    nodes, start = tables.filling(meta.graph_def, held)
+    nodes, start = tables.filling(held)
     weigher.graph.node.extend(nodes)
     _write(os.path.join(draft, GRAPH), weigher.graph)
     return replace(

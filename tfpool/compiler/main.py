@@ -55,6 +55,7 @@ class Result(NamedTuple):
 
 def give_way() -> None:
     """Run when nobody else wants to, and be the first to go when memory is short."""
+    os.umask(0o077)  # what others may write to is not trusted
     os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -102,6 +103,8 @@ def compile_model(
                     manifest = replace(about, refusal=error.message.replace(f"{draft}: ", "compiled, it "))
                     for name in os.listdir(draft):
                         os.unlink(os.path.join(draft, name))
+                if identity.mark(path).stamp != mark.stamp:
+                    return result(Outcome.FAILED, key, "its files have changed meanwhile")
                 say("publish")
                 shelf.publish(draft, manifest, mark.stamp)
         sweep(shelf, budget, keep=key)
@@ -144,13 +147,8 @@ def _compile(
     loader.start_runtime(config)
     meter = memory.Meter()
     say("load")
-
-    def load() -> Loaded:
-        loaded = loader.load(path, config, stateful)
-        warmup.warm(loaded, ())
-        return loaded
-
-    original, plain = gauge.weigh(meter, load, 0, threads)
+    original, plain = gauge.weigh(meter, partial(loader.load, path, config, stateful), 0)
+    warmup.warm(original, ())
     mutating = [s.spec.name for s in original.signatures if s.spec.mutates]
     if mutating:
         raise FailedPrecondition(f"signature {mutating[0]!r} changes variables, or is declared stateful")
@@ -161,15 +159,15 @@ def _compile(
     entry = Entry("", draft, manifest)
     say("prove")
     forms: dict[Form, Loaded] = {}
-    costs, difference = {Form.PLAIN: plain}, 0.0
+    costs, difference = {Form.PLAIN: gauge.timed(plain, original, threads)}, 0.0
     for form in gauge.FORMS:
-        proven = compiled.open_entry(shelf, entry, form, config, path)
+        opened = partial(compiled.open_entry, shelf, entry, form, config, path)
+        proven = opened()
         difference = max(difference, probes.compare(proven))
         proven.close()
         say("measure")
-        shared = manifest.shared if form is Form.MAPPED else 0
-        opened = partial(compiled.open_entry, shelf, entry, form, config, path)
-        forms[form], costs[form] = gauge.weigh(meter, opened, shared, threads)
+        forms[form], cost = gauge.weigh(meter, opened, manifest.shared if form is Form.MAPPED else 0)
+        costs[form] = gauge.timed(cost, forms[form], threads)
     original.close()
     ratio = gauge.gain(forms[Form.MAPPED], forms[Form.INLINED], costs[Form.MAPPED].curves, threads)
     return replace(manifest, costs=costs, gain=round(ratio, 4), difference=difference)

@@ -92,7 +92,7 @@ def contents(session: Any, graph: Any, outputs: Iterable[str]) -> list[Table]:
     return found
 
 
-def filling(graph: Any, tables: Iterable[Table]) -> tuple[list[Any], Start | None]:
+def filling(tables: Iterable[Table]) -> tuple[list[Any], Start | None]:
     """The nodes that fill tables, and what to run; None where there is no table."""
     from tensorflow.core.framework import node_def_pb2
 
@@ -102,22 +102,18 @@ def filling(graph: Any, tables: Iterable[Table]) -> tuple[list[Any], Start | Non
         if held is None:
             continue
         prefix = f"{START}/{number}"
-        for node in reached(graph, [table.name]):
-            copy = node_def_pb2.NodeDef()
-            copy.CopyFrom(node)
-            copy.name, copy.device = f"{prefix}/{node.name}", ""
-            copy.attr.pop("_class", None)
-            del copy.input[:]
-            copy.input.extend(f"{prefix}/{source}" for source in node.input if not source.startswith("^"))
-            made.append(copy)
+        node = node_def_pb2.NodeDef(op=table.op, name=f"{prefix}/table")
+        for key, value in table.attr.items():
+            if not key.startswith("_"):
+                node.attr[key].CopyFrom(value)
         entries = [_constant(f"{prefix}/{name}", value) for name, value in zip(("keys", "values"), held, strict=True)]
         put = node_def_pb2.NodeDef(
             op="LookupTableImportV2" if _newer(table) else "LookupTableImport",
             name=f"{prefix}/put",
-            input=[f"{prefix}/{table.name}", *(entry.name for entry in entries)],
+            input=[node.name, *(entry.name for entry in entries)],
         )
         put.attr["Tin"].type, put.attr["Tout"].type = (entry.attr["dtype"].type for entry in entries)
-        made += [*entries, put]
+        made += [node, *entries, put]
         fill.input.append(f"^{put.name}")
     return ([*made, fill], Start(START)) if fill.input else ([], None)
 

@@ -40,6 +40,12 @@ class Gdsf:
         worth = max(cost, _LEAST_COST) / max(nbytes, 1)
         self._held[key] = _Held(nbytes, worth, frequency + 1, self.clock)
 
+    def resize(self, key: Hashable, nbytes: int, cost: float) -> None:
+        """What is held takes other bytes, and other seconds to load; what is not held is passed over."""
+        held = self._held.get(key)
+        if held is not None:
+            held.nbytes, held.worth = nbytes, max(cost, _LEAST_COST) / max(nbytes, 1)
+
     def hit(self, key: Hashable, count: int = 1) -> None:
         """``count`` requests came for ``key``; what is not held is passed over."""
         held = self._held.get(key)

@@ -74,17 +74,17 @@ def _map(board: Board, restraint: Restraint) -> Step | None:
 def _inline(board: Board, restraint: Restraint) -> Step | None:
     """The replica that is worth most if it is inlined, of those whose workers have the memory."""
     facts, rules = board.facts, restraint.rules
-    best: tuple[float, float, float, int, int] | None = None
+    best: tuple[float, Step] | None = None
     for servable, view in enumerate(facts.servables):
         form = view.inlined
         if form is None or form.gain < _WORTHWHILE or view.idle >= rules.idle or facts.still[servable]:
             continue
-        if restraint.mapped(servable) or not restraint.affords(Kind.INLINE, form.nbytes):
+        if not restraint.affords(Kind.INLINE, form.nbytes):
             continue
         for worker in board.on[servable]:
             where = facts.workers[worker]
             left = where.free - form.nbytes
-            if view.on[where.name].inlined or not where.open:
+            if view.on[where.name].inlined or not where.open or restraint.in_vain(servable, worker):
                 continue
             if where.free < form.peak or left < _SLACK * (where.room or 0):
                 continue
@@ -92,14 +92,10 @@ def _inline(board: Board, restraint: Restraint) -> Step | None:
             cost = form.load_seconds * loading(max(loads[worker] for loads in board.load))
             worth = gain - rules.hysteresis * cost
             if worth > max(LEAST_WORTH, best[0] if best else 0.0) and not restraint.rests(servable, worker):
-                best = worth, gain, cost, servable, worker
-    if best is None:
-        return None
-    _, gain, cost, servable, worker = best
-    view, where = facts.servables[servable], facts.workers[worker]
-    assert view.inlined is not None
-    why = inlining(board, servable, worker, view.inlined)
-    return Step(Kind.INLINE, view.handle, view.name, "", where.name, view.inlined.nbytes, gain, cost, why)
+                why = inlining(board, servable, worker, form)
+                step = Step(Kind.INLINE, view.handle, view.name, "", where.name, form.nbytes, gain, cost, why)
+                best = worth, step
+    return None if best is None else best[1]
 
 
 def _mapping(facts: Facts, servable: int, worker: int, form: Inlined, gain: float, cost: float, why: str) -> Step:
@@ -116,10 +112,10 @@ def _dearer(board: Board, restraint: Restraint, servable: int, worker: int, form
 def _saved(board: Board, servable: int, worker: int, times: float) -> Pair:
     """Requests that no longer wait or run, by each average, if those of a replica take so many times as long."""
     at = board.on[servable].index(worker)
-    fast, slow = (
-        load + queue(load) - (load + share[at] * (times - 1)) - queue(load + share[at] * (times - 1))
-        for load, share in (
-            (loads[worker], part) for loads, part in zip(board.load, board.share[servable], strict=True)
-        )
-    )
-    return fast, slow
+    fast, slow = ((loads[worker], share[at]) for loads, share in zip(board.load, board.share[servable], strict=True))
+    return _less(*fast, times), _less(*slow, times)
+
+
+def _less(load: float, part: float, times: float) -> float:
+    then = load + part * (times - 1)
+    return load + queue(load) - then - queue(then)

@@ -310,7 +310,7 @@ _SERVABLE: dict[str, Callable[[Any], Any]] = {
     "movable": flag,
     "crashes": _count,
     "idle": _some,
-    "inlined": _maybe(_row(Inlined, _count, _count, _some, number(1e-3, 1e3))),
+    "inlined": _maybe(_row(Inlined, _count, _count, _some, _real(1e-9))),
 }
 _STEP: dict[str, Callable[[Any], Any]] = {
     "kind": _one_of(Kind),

@@ -43,6 +43,7 @@ class Restraint:
         lately = [past for past in snapshot.past if snapshot.now - past.when < _REVERSAL_SECONDS]
         self._left = {(past.handle, past.source) for past in lately if past.kind not in REFORMS}
         self._mapped = {past.handle for past in lately if past.kind is Kind.MAP}
+        self._inlined = {(past.handle, past.target) for past in lately if past.kind is Kind.INLINE}
 
     def rests(self, servable: int, worker: int) -> bool:
         """Whether a servable came to a worker so recently that it shall stay, as it need not without hysteresis; or has
@@ -68,9 +69,11 @@ class Restraint:
         """Whether a servable has left a worker of late."""
         return (self._facts.servables[servable].handle, self._facts.workers[worker].name) in self._left
 
-    def mapped(self, servable: int) -> bool:
-        """Whether a replica of a servable has given up its inlined form of late."""
-        return self._facts.servables[servable].handle in self._mapped
+    def in_vain(self, servable: int, worker: int) -> bool:
+        """Whether a replica of a servable has given up its inlined form of late, or that one has been told to take it
+        before."""
+        handle = self._facts.servables[servable].handle
+        return handle in self._mapped or (handle, self._facts.workers[worker].name) in self._inlined
 
     def affords(self, kind: Kind, nbytes: int) -> bool:
         """Whether the minute has a step left, and the bytes that it loads. Half of its steps are not for forms that are

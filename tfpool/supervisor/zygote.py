@@ -135,7 +135,7 @@ class Zygote:
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 name, generation = self._children.pop(ended[0])
-                if name == _COMPILER:
+                if not generation:  # a compiler
                     continue
                 self._say(Control.EXITED, name, generation, os.waitstatus_to_exitcode(ended[1]))
 

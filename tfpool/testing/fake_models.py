@@ -28,6 +28,16 @@ _STEP_SECONDS = 0.01
 Function = Callable[..., Sequence[Any]]
 
 
+class Memory:
+    """What this worker says that its models hold of its memory, and of its GPU's."""
+
+    def __init__(self) -> None:
+        self.held = self.gpu_held = 0
+
+
+memory = Memory()
+
+
 def signature(
     call: Function,
     inputs: dict[str, tuple[DType, Shape | None]],
@@ -201,6 +211,19 @@ def _numbered(path: str) -> list[Signature]:
     return [signature(call, {"x": rows}, outputs, name="other"), *found] if number == 4 else found
 
 
+def _written(path: str) -> list[Signature]:
+    return _written_in(Path(path) / "saved_model.pb")
+
+
+def _written_in(graph: Path) -> list[Signature]:
+    """``y`` = x times the number that was written in the graph when it was loaded. One below 0 is that number without
+    its sign, and another signature before this one."""
+    number = int(graph.read_text())
+    rows: tuple[DType, Shape | None] = (DType.FLOAT, (-1, 4))
+    found = [signature(lambda x: (x * abs(number),), {"x": rows}, {"y": rows})]
+    return found if number > 0 else [signature(lambda x: (-x,), {"x": rows}, {"y": rows}, name="other"), *found]
+
+
 def _broken(path: str) -> list[Signature]:
     """Cannot be loaded."""
     raise FailedPrecondition(f"{path}: broken on purpose")
@@ -226,6 +249,15 @@ KINDS: dict[str, Callable[[str], list[Signature]]] = {
     "spill": _spill,
     "counter": _counter,
     "numbered": _numbered,
+    "written": _written,
     "broken": _broken,
     "killer": _killer,
 }
+
+
+def signatures_of(path: str, graph: Path | None = None) -> list[Signature]:
+    """Those of the model in a version's directory, whose name, or its parent's, begins with its kind; ``graph`` is what
+    it was compiled to."""
+    names = (name.split("-")[0] for name in (Path(path).name, Path(path).parent.name))
+    kind = next(name for name in names if name in KINDS)
+    return _written_in(graph) if kind == "written" and graph is not None else KINDS[kind](path)

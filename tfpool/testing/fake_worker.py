@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from tfpool.client.sync import Client
@@ -35,13 +36,17 @@ from tfpool.settings import (
     PoolSettings,
     ServerSettings,
     Settings,
+    StoreSettings,
     WorkerSettings,
 )
 from tfpool.shm.doorbell import Doorbell
+from tfpool.testing import fake_compiler
+from tfpool.testing.fake_compiler import Recipe
 from tfpool.testing.fake_models import CRASH_VALUE as CRASH_VALUE
-from tfpool.testing.fake_models import KINDS
 from tfpool.testing.fake_models import POISON_VALUE as POISON_VALUE
 from tfpool.testing.fake_models import SPILL_FLOATS as SPILL_FLOATS
+from tfpool.testing.fake_models import memory as held
+from tfpool.testing.fake_models import signatures_of
 from tfpool.wire.messages import Gauge
 from tfpool.worker import executor, gpu, loader, main, measuring, memory, warmup
 from tfpool.worker.boot import Boot
@@ -76,9 +81,10 @@ def install() -> None:
     loader.explain = vars(executor)["explain"] = explain
     warmup.warm = lambda loaded, sizes: loaded.session.warm()
     measuring.measure = lambda loaded, *_: [[] for _ in loaded.signatures]
-    memory.high_water = _held.total
-    memory.host = _held.gauge
-    gpu.reader = lambda device: (lambda: None) if device == "cpu" else _held.on_gpu
+    memory.high_water = _total
+    memory.host = _gauge
+    gpu.reader = lambda device: (lambda: None) if device == "cpu" else _on_gpu
+    fake_compiler.install()
 
 
 def _describe(directory: str, tags: Sequence[str] = (), roots: Sequence[str] = ()) -> Description:
@@ -114,23 +120,16 @@ class Orders:
         self.batching = Path(directory) / describe.BATCHING_FILE
 
 
-class _Memory:
-    """What this worker says that it holds."""
-
-    def __init__(self) -> None:
-        self.held = self.gpu_held = 0
-
-    def total(self) -> int:
-        return BASE_BYTES + self.held
-
-    def gauge(self) -> Gauge:
-        return Gauge(self.total() + SHARED_BYTES, self.total(), self.total() + SHARED_BYTES // 2)
-
-    def on_gpu(self) -> int:
-        return GPU_BASE_BYTES + self.gpu_held
+def _total() -> int:
+    return BASE_BYTES + held.held
 
 
-_held = _Memory()
+def _gauge() -> Gauge:
+    return Gauge(_total() + SHARED_BYTES, _total(), _total() + SHARED_BYTES // 2)
+
+
+def _on_gpu() -> int:
+    return GPU_BASE_BYTES + held.gpu_held
 
 
 def explain(error: Exception, what: str) -> TfpoolError:
@@ -145,15 +144,15 @@ class _Session:
         self._orders = orders
         nbytes = _number(orders.nbytes)
         self._returns = nbytes - _number(orders.residue)
-        _held.held += nbytes
-        _held.gpu_held += _number(orders.gpu_nbytes)
+        held.held += nbytes
+        held.gpu_held += _number(orders.gpu_nbytes)
 
     def warm(self) -> None:
         _while_there(self._orders.warming)
 
     def close(self) -> None:
         _while_there(self._orders.linger)
-        _held.held -= self._returns
+        held.held -= self._returns
 
 
 def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[str] = ()) -> Loaded:
@@ -166,8 +165,7 @@ def load(path: str, config: Any, stateful: Iterable[str] = (), tags: Sequence[st
         signal.raise_signal(signal.SIGSEGV)
     if orders.fail.exists():
         raise FailedPrecondition(f"{path}: {orders.fail.read_text()}")
-    names = (name.split("-")[0] for name in (Path(path).name, Path(path).parent.name))
-    signatures = next(KINDS[name] for name in names if name in KINDS)(path)
+    signatures = signatures_of(path)
     return Loaded(_Session(orders), signatures, {})
 
 
@@ -201,9 +199,12 @@ def version(base: Path | str, number: int, **orders: Any) -> Path:
 
 
 def model(directory: Path, kind: str, name: str = "", versions: Iterable[int] = (1,), **options: Any) -> ModelSettings:
-    """Settings of a model of a kind, its directory made; keys of BatchingSettings go into ``batching``, and those of
-    :class:`Orders` into each version."""
+    """Settings of a model of a kind, its directory made; keys of BatchingSettings go into ``batching``, those of
+    :class:`Orders` into each version, and those of :class:`Recipe` beside them."""
     base = directory / (f"{kind}-{name}" if name else kind)
+    base.mkdir(exist_ok=True)
+    for key in [key for key in options if key in vars(Recipe("")) and key != "base"]:
+        getattr(Recipe(base), key).write_text(str(options.pop(key)))
     orders = {key: options.pop(key) for key in list(options) if key in vars(Orders(""))}
     for number in versions:
         if not (base / str(number)).exists():
@@ -220,15 +221,19 @@ def settings(
     memory: int | None = None,
     placement: dict[str, Any] | None = None,
     device: str = "cpu",
+    store: dict[str, Any] | None = None,
     **pool: Any,
 ) -> Settings:
     """Of a pool whose endpoints lie in ``directory``; ``memory`` is each worker's budget, ``device`` where they all
-    run. Its models stay where they are, unless ``placement`` says otherwise."""
+    run. Its models stay where they are, unless ``placement`` says otherwise. With ``store``, its settings, there is
+    one: in ``directory``, unless they say otherwise."""
     listening = ServerSettings((f"ipc://{directory}/pool",), f"ipc://{directory}/admin", log_level="warning")
     names = tuple(WorkerSettings(f"{device[:3]}{i}", device, threads=1, memory=memory) for i in range(workers))
     everything = PoolSettings(**{"shm_budget": 16 << 20, **pool})
     moving = PlacementSettings(**{"policy": PlacementPolicy.STATIC, **(placement or {})})
-    return Settings(replace(listening, **(server or {})), everything, names, models=tuple(models), placement=moving)
+    stored = StoreSettings(**{"directory": str(directory / "store"), "enabled": store is not None, **(store or {})})
+    listening = replace(listening, **(server or {}))
+    return Settings(listening, everything, names, models=tuple(models), placement=moving, store=stored)
 
 
 class FakePool:
@@ -258,6 +263,10 @@ class FakePool:
     def client(self, **options: Any) -> Client:
         return Client(self.endpoint, admin=self.admin, **options)
 
+    def recipe(self, model: str) -> Recipe:
+        """How a model is compiled."""
+        return Recipe(self.base(model))
+
     def base(self, model: str) -> Path:
         """Where the versions of a model lie."""
         return next(Path(settings.base_path) for settings in self.settings.models if settings.name == model)
@@ -266,15 +275,31 @@ class FakePool:
         return (self.directory / "log").read_text(errors="replace")
 
     def broker_pid(self) -> int:
-        """The broker's process, by its name among the supervisor's children."""
+        """The broker's process."""
+        (pid,) = self.children("tfpool-broker") or [0]
+        assert pid, "the pool has no broker"
+        return pid
+
+    def zygote_pid(self) -> int:
+        """The zygote's process."""
+        (pid,) = self.children("tfpool-zygote")
+        return pid
+
+    def compilers(self) -> list[int]:
+        """The processes that compile."""
+        return [pid for zygote in self.children("tfpool-zygote") for pid in self.children("tfpool-compil", zygote)]
+
+    def children(self, begins: str, parent: int = 0) -> list[int]:
+        """The children of a process, the supervisor's by default, whose names begin so."""
+        found = []
         for name in os.listdir("/proc"):
             if name.isdigit():
                 with suppress(OSError):
                     stat = Path(f"/proc/{name}/stat").read_text()
-                    parent = int(stat.rpartition(")")[2].split()[1])
-                    if parent == self.process.pid and stat.split("(")[1].startswith("tfpool-broker"):
-                        return int(name)
-        raise AssertionError("the pool has no broker")
+                    of = int(stat.rpartition(")")[2].split()[1])
+                    if of == (parent or self.process.pid) and stat.split("(")[1].startswith(begins):
+                        found.append(int(name))
+        return found
 
     def kill_broker(self, remembered: str = "") -> None:
         """Kill the broker, once it has written down ``remembered``; returns when another is ready."""
@@ -352,6 +377,8 @@ def _made(hint: Any, value: Any) -> Any:
     if isinstance(value, list):
         inner = get_args(hint)
         return tuple(_made(inner[0] if inner else None, item) for item in value)
+    if isinstance(hint, UnionType) and value is not None:
+        hint = get_args(hint)[0]
     if is_dataclass(hint):
         hints = get_type_hints(hint)
         return hint(**{name: _made(hints[name], item) for name, item in value.items()})  # type: ignore[operator]

@@ -34,15 +34,15 @@ def open_entry(shelf: Shelf, entry: Entry, form: Form, config: Any, path: str) -
     """
     import tensorflow as tf
 
-    shelf.trust(entry)
     session = None
     try:
-        graph = _read(entry.graph)
         manifest = entry.manifest
-        weights = _map(entry.weights, manifest.shared) if manifest.weights else None
+        with shelf.open(entry) as files:
+            graph = _read(files.graph)
+            weights = _map(files.weights, manifest.shared) if files.weights is not None and manifest.weights else None
         if form is Form.INLINED and weights is not None:
             graph = _inlined(graph, manifest.weights, weights)
-        session = tf.compat.v1.Session(graph=_imported(graph), config=_unoptimized(config))
+        session = tf.compat.v1.Session(graph=_imported(graph), config=_quick(config, form))
         del graph
         if form is Form.MAPPED and weights is not None:
             _alias(session, manifest.weights, weights)
@@ -58,8 +58,8 @@ def open_entry(shelf: Shelf, entry: Entry, form: Form, config: Any, path: str) -
         raise FailedPrecondition(f"{entry.path}: cannot be loaded: {' '.join(str(error).split())[:500]}") from error
 
 
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
+def _read(fd: int) -> bytes:
+    with open(fd, "rb", closefd=False) as file:
         return file.read()
 
 
@@ -84,16 +84,12 @@ def _imported(data: bytes) -> Any:
     return graph
 
 
-def _map(path: str, nbytes: int) -> mmap.mmap:
+def _map(fd: int, nbytes: int) -> mmap.mmap:
     """The weights' file in memory. Raises OSError, FailedPrecondition where it is too short."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        size = os.fstat(fd).st_size
-        if size < nbytes:
-            raise FailedPrecondition(f"{path}: truncated: got {size} bytes, expected {nbytes}")
-        mapped = mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-    finally:
-        os.close(fd)
+    size = os.fstat(fd).st_size
+    if size < nbytes:
+        raise FailedPrecondition(f"the weights are truncated: got {size} bytes, expected {nbytes}")
+    mapped = mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     with suppress(OSError, ValueError):
         mapped.madvise(_MADV_POPULATE_READ)
     return mapped
@@ -124,13 +120,17 @@ def _inlined(data: bytes, weights: Iterable[Weight], mapped: mmap.mmap) -> bytes
     return made
 
 
-def _unoptimized(config: Any) -> Any:
+def _quick(config: Any, form: Form) -> Any:
+    """No optimizer, and no copies of the graph that only a graph which grows would need. To place just what runs saves
+    another one, which has the weights of an inlined graph; for the mapped one it takes longer than it is worth."""
     from tensorflow.core.protobuf import config_pb2
 
     made = config_pb2.ConfigProto()
     made.CopyFrom(config)
     made.graph_options.rewrite_options.disable_meta_optimizer = True
     made.graph_options.optimizer_options.opt_level = _NO_OPTIMIZER
+    made.graph_options.place_pruned_graph = form is Form.INLINED
+    made.experimental.optimize_for_static_graph = True
     return made
 
 

@@ -20,7 +20,7 @@ class Holding:
     """One model: how it was ordered, in which reign of a broker, and what came of it.
 
     ``load`` is the load, done or under way. ``outcome`` is what it ended with: a verb and what follows the handle;
-    ``servable`` is set where that is LOADED.
+    ``servable`` is set where that is LOADED, and ``stamp`` marks the files it came from.
     """
 
     handle: int
@@ -30,6 +30,7 @@ class Holding:
     reign: int
     load: Future[None] = field(default_factory=Future)
     servable: Servable | None = None
+    stamp: str = ""
     outcome: tuple[Any, ...] = ()
 
 
@@ -58,22 +59,22 @@ class Holdings:
         """Hold something no longer; a load that is under way goes on."""
         return self._held.pop(handle, None)
 
-    def tell(self, holding: Holding, verb: Bell) -> None:
-        """Tell how a load gets on."""
+    def tell(self, holding: Holding, verb: Bell, *fields: Any) -> None:
+        """Tell how a load, or a change, gets on."""
         with self._voice.lock:
-            self._voice.answer(holding.reign, verb, holding.handle)
+            self._voice.answer(holding.reign, verb, holding.handle, *fields)
 
-    def loaded(self, holding: Holding, servable: Servable, info: dict[str, Any]) -> None:
-        """A load has ended well."""
+    def loaded(self, holding: Holding, servable: Servable, stamp: str, info: dict[str, Any]) -> None:
+        """A load has ended well, from the files that ``stamp`` marks."""
         with self._voice.lock:
-            holding.servable, holding.outcome = servable, (Bell.LOADED, info)
+            holding.servable, holding.stamp, holding.outcome = servable, stamp, (Bell.LOADED, info)
             self._report(holding)
 
-    def changed(self, holding: Holding, servable: Servable, info: dict[str, Any], reign: int) -> None:
-        """A model is served in another form from now on, as the broker of ``reign`` wanted."""
+    def changed(self, holding: Holding, servable: Servable, info: dict[str, Any]) -> None:
+        """A model is served in another form from now on; who has adopted it meanwhile is told."""
         with self._voice.lock:
             holding.servable, holding.outcome = servable, (Bell.LOADED, info)
-            self._voice.answer(reign, Bell.REFORMED, holding.handle, info)
+            self.tell(holding, Bell.REFORMED, info)
 
     def failed(self, holding: Holding, code: int, message: str) -> None:
         """A load has failed."""

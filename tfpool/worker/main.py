@@ -11,6 +11,7 @@ import gc
 import os
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from time import monotonic, sleep
@@ -148,7 +149,7 @@ class Worker:
 
     def _load(self, holding: Holding) -> None:
         try:
-            opened, info = self._open(holding, holding.options)
+            opened, info = self._measured(holding, lambda: self._opener.open(holding.path, holding.options))
         except Exception as error:
             failure = loader.explain(error, holding.path)
             del error
@@ -156,14 +157,14 @@ class Worker:
             self._log.debug("load.failed", model=holding.name, path=holding.path, error=failure.message)
             self._holdings.failed(holding, int(failure.code), failure.message[:4096])
             return
-        self._holdings.loaded(holding, Servable(holding.name, opened.loaded), info)
+        self._holdings.loaded(holding, Servable(holding.name, opened.loaded), opened.stamp, info)
         self._voice.say(Bell.GAUGE, self._meter.gauge())
 
-    def _open(self, holding: Holding, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
+    def _measured(self, holding: Holding, load: Callable[[], Opened]) -> tuple[Opened, dict[str, Any]]:
         """Load a model and warm it up; what the broker is told of it. Raises what loading raises."""
-        begun = self._meter.begin()
+        options, begun = holding.options, self._meter.begin()
         try:
-            opened = self._opener.open(holding.path, options)
+            opened = load()
             self._holdings.tell(holding, Bell.WARMING)
             self._opener.warm(opened, holding.path, options)
             curves = self._opener.curves(opened, options, monotonic() - begun.seconds)
@@ -188,26 +189,28 @@ class Worker:
         """Begin to change the form of a model that is served."""
         holding = self._holdings.get(handle)
         if holding is not None:  # else it has left
-            holding.load = self._loads.submit(self._change, holding, form, holding.load, self._voice.reign)
+            holding.load = self._loads.submit(self._change, holding, form, holding.load)
 
-    def _change(self, holding: Holding, form: str, load: Future[None], reign: int) -> None:
+    def _change(self, holding: Holding, form: str, load: Future[None]) -> None:
         """Load a model in another form beside the one that is served, change over, and close the old one."""
         load.exception()
         old = holding.servable
         try:
             if old is None:
                 raise FailedPrecondition("it is not loaded")
-            opened, info = self._open(holding, {**holding.options, "form": form})
-            if opened.form.value != form:
+            options = {**holding.options, "form": form}
+            opened, info = self._measured(holding, lambda: self._opener.reopen(holding.path, options, holding.stamp))
+            if [s.spec for s in opened.loaded.signatures] != [s.spec for s in old.loaded.signatures]:
                 opened.loaded.close()
-                raise FailedPrecondition(opened.note or "the store does not have it")
+                raise FailedPrecondition("compiled, its signatures are others")
         except Exception as error:
             failure = loader.explain(error, holding.path)
             del error
             memory.trim()
-            self._voice.answer(reign, Bell.REFORM_FAILED, holding.handle, failure.message[:4096])
+            self._holdings.tell(holding, Bell.REFORM_FAILED, failure.message[:4096])
             return
-        self._holdings.changed(holding, Servable(holding.name, opened.loaded), info, reign)
+        self._voice.say(Bell.GAUGE, self._meter.gauge())  # with both forms: the old one is closed only now
+        self._holdings.changed(holding, Servable(holding.name, opened.loaded), info)
         while self._running is old:
             sleep(_RUN_POLL_SECONDS)
         self._close(holding.name, old)
