@@ -1,4 +1,4 @@
-"""Models that are loaded when somebody asks: how long who asks waits, from a store that has them compiled, and without."""
+"""Models that are loaded when somebody asks: how long who asks waits, with a store that has them compiled, and without."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import numpy as np
 
 from bench import pool, variants
 from bench.arrivals import poisson
-from bench.processes import footprint
 from bench.scenario import Figure, Scenario, Settings, Sheet, Target
 from bench.scenarios.zipf import EXPONENT, Residency, Watch, zipf
 from bench.steady import Notes, ms
 from bench.variants import Variant
 from bench.variety import Asker
-from tfpool.settings import STORE_OFF
+from tfpool.settings import STORE_OFF, Form
 from tfpool.wire.tensors import Array
 
 MODELS, QUICK_MODELS = 200, 12
@@ -26,6 +25,7 @@ SECONDS, QUICK_SECONDS = 75.0, 3.0
 WORKERS = 2
 _KINDS = ("mobilenet_v2", "patches")
 _SAMPLED = 20  # models whose memory is measured
+_LEAST_ROOM = 6  # models
 _KEPT_FREE = 0.1  # of a budget
 _LOOK_SECONDS = 0.25
 _PLAIN, _STORED, _SAME = "plain", "stored", "stored, memory as plain has"
@@ -99,15 +99,20 @@ def _tables(models: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def _budget(settings: Settings, models: Sequence[Variant], store: str) -> int:
-    """Bytes that the workers have to themselves when they hold a share of the models, as a few of them tell."""
+    """Bytes that the workers have to themselves when they hold a share of the models, as some of them tell."""
     some = models[:_SAMPLED]
     with pool.configure(settings, _tables(some), WORKERS, store=store) as served, Asker(served, some) as asker:
-        pids = [row["pid"] for row in served.client().workers()]
-        before = sum(footprint(pid).unique for pid in pids)
         asker.in_turn(range(len(some)))
         asker.collect()
-        after = sum(footprint(pid).unique for pid in pids)
-    return budget(before, (after - before) / len(some), round(ROOM * len(models)))
+        rows, workers = served.client().models(), served.client().workers()
+    empty = sum(worker["memory"]["base"] for worker in workers)
+    return budget(empty, sum(map(_takes, rows)) / len(rows), max(_LEAST_ROOM, round(ROOM * len(models))))
+
+
+def _takes(row: Mapping[str, Any]) -> int:
+    """Bytes that a model takes of a budget."""
+    mapped = Form.MAPPED.value in row["forms"].values()
+    return int(row["memory_bytes"] + (row["store"]["shared_bytes"] if mapped else 0))
 
 
 def budget(empty: int, each: float, models: int) -> int:

@@ -134,6 +134,7 @@ class Broker:
             self.scheduler,
             self.meters,
             self.migrations,
+            self.reforms,
             placement,
             settings.store.inline,
         )

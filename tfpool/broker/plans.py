@@ -13,7 +13,7 @@ from tfpool.broker.survey import Survey
 from tfpool.placement.board import Board, Facts
 from tfpool.placement.migration import Phase
 from tfpool.placement.planner import after
-from tfpool.placement.snapshot import NOTHING, Snapshot, Step
+from tfpool.placement.snapshot import NOTHING, Kind, Snapshot, Step
 from tfpool.settings import PlacementPolicy
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def _workers(now: Board, then: Board) -> list[Row]:
 def step_row(step: Step, snapshot: Snapshot) -> Row:
     """A step of a plan made from ``snapshot``; times in seconds."""
     model, _, version = step.name.rpartition(":")
-    seconds = next((s.load_seconds for s in snapshot.servables if s.handle == step.handle and step.target), 0.0)
+    view = next((s for s in snapshot.servables if s.handle == step.handle and step.target), None)
+    loaded = view.inlined if view is not None and step.kind is Kind.INLINE else view
+    seconds = loaded.load_seconds if loaded is not None else 0.0
     return {
         "kind": step.kind.value,
         "model": model,

@@ -87,7 +87,7 @@ class Reforms:
         if link.forms.get(version.handle) is form:
             raise FailedPrecondition(f"{key} is {form.value} on {link.name} already")
         need = found.peak + MARGIN_BYTES + self._budget.pages.adds(link.name, stored.key, found.shared)
-        if link.settings.memory is not None:
+        if link.settings.memory is not None and form is not Form.MAPPED:  # which gives more back than it takes
             missing = self._budget.committed(link) + need - limit(link.settings.memory)
             if missing > 0:
                 raise ResourceExhausted(

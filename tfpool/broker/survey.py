@@ -10,6 +10,7 @@ from tfpool.broker.budget import Budget, limit
 from tfpool.broker.fleet import Fleet, Link
 from tfpool.broker.meters import Meters
 from tfpool.broker.migrations import Migrations
+from tfpool.broker.reforms import Reforms
 from tfpool.broker.registry import Goal, Registry, Version
 from tfpool.broker.residence import Residence
 from tfpool.placement.rates import SLOW_SECONDS, Rates
@@ -45,6 +46,7 @@ class Survey:
         scheduler: Scheduler,
         meters: Meters,
         migrations: Migrations,
+        reforms: Reforms,
         settings: PlacementSettings,
         inline: bool = True,
     ) -> None:
@@ -55,6 +57,7 @@ class Survey:
         self._scheduler = scheduler
         self._meters = meters
         self._migrations = migrations
+        self._reforms = reforms
         self._settings = settings
         self._inline = inline
         self._rates: dict[int, Rates] = {}
@@ -112,7 +115,8 @@ class Survey:
         """The pool at ``now``, with demand as of the last look."""
         workers = tuple(self._worker(link) for link in self._fleet.links.values())
         self._shunned = {handle: until for handle, until in self._shunned.items() if until > now}
-        moving = {one.version.handle for one in self._migrations.active} | self._shunned.keys()
+        active = (*self._migrations.active, *self._reforms.active)
+        moving = {one.version.handle for one in active} | self._shunned.keys()
         servables = tuple(
             self._servable(version, now, version.handle in moving)
             for version in self._registry.versions()
@@ -197,7 +201,7 @@ class Survey:
             if batches < GAIN_BATCHES:
                 return None
             row[form] = seconds / rows
-        return float(row[Form.MAPPED] / max(row[Form.INLINED], 1e-12))
+        return float(max(row[Form.MAPPED], 1e-12) / max(row[Form.INLINED], 1e-12))
 
     def replicas(self, version: Version) -> tuple[int, int]:
         """The least and the most replicas that a version may have."""

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ class Recipe:
         """It cannot be compiled, for the reason that this says."""
         self.crash = self.base / "compile_crash"
         """The compiler fails with this text."""
+        self.waits = self.base / "compile_waits"
+        """The compiler waits in the stage that this names until it is gone."""
+        self.dies = self.base / "compile_dies"
+        """The compiler is killed in the stage that this names, once."""
         self.weights = self.base / "compile_weights"
         """Bytes of the weights' file; a MiB without it."""
         self.gain = self.base / "compile_gain"
@@ -58,14 +63,6 @@ class Recipe:
         """The versions that have been compiled, or begun to be: a line each."""
         self.private = self.base / "open_bytes"
         """What the mapped form takes of the worker's memory; nothing without it."""
-
-    def hold(self, stage: str) -> Path:
-        """The compiler waits in a stage until it is gone."""
-        return self.base / f"compile_hold_{stage}"
-
-    def die(self, stage: str) -> Path:
-        """The compiler dies in a stage, by the signal of this number."""
-        return self.base / f"compile_die_{stage}"
 
     def forms(self) -> list[str]:
         """Of each load of a compiled form, ``VERSION FORM``."""
@@ -146,11 +143,17 @@ class _Session:
 
 
 def _obey(recipe: Recipe, stage: str) -> None:
-    _while_there(recipe.hold(stage))
-    if recipe.die(stage).exists():
-        number = int(recipe.die(stage).read_text())
-        recipe.die(stage).unlink()
-        os.kill(os.getpid(), number)
+    while _text(recipe.waits) == stage:
+        time.sleep(_STEP_SECONDS)
+    if _text(recipe.dies) == stage:
+        recipe.dies.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _text(file: Path) -> str:
+    with suppress(FileNotFoundError):
+        return file.read_text()
+    return ""
 
 
 def _while_there(file: Path) -> None:

@@ -218,7 +218,7 @@ def _written(path: str) -> list[Signature]:
 def _written_in(graph: Path) -> list[Signature]:
     """``y`` = x times the number that was written in the graph when it was loaded. One below 0 is that number without
     its sign, and another signature before this one."""
-    number = int(graph.read_text())
+    number = int(graph.read_text().split()[0])
     rows: tuple[DType, Shape | None] = (DType.FLOAT, (-1, 4))
     found = [signature(lambda x: (x * abs(number),), {"x": rows}, {"y": rows})]
     return found if number > 0 else [signature(lambda x: (-x,), {"x": rows}, {"y": rows}, name="other"), *found]

@@ -193,7 +193,7 @@ def version(base: Path | str, number: int, **orders: Any) -> Path:
     draft.mkdir(parents=True, exist_ok=True)
     for name, content in orders.items():
         getattr(Orders(draft), name).write_text(str(content))
-    (draft / "saved_model.pb").write_text(str(number))
+    (draft / "saved_model.pb").write_text(f"{number} of {made.parent.name}")
     draft.rename(made)
     return made
 

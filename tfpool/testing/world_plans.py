@@ -37,6 +37,7 @@ def planner(world: World, journal: Logbook | None = None, **settings: Any) -> Pl
         world.scheduler,
         world.meters,
         world.migrations,
+        world.reforms,
         placement,
     )
     return Planning(
