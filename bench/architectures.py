@@ -38,7 +38,7 @@ def make_application(name: str, directory: str) -> str:
     """One of keras.applications with random weights: image [?, side, side, 3] -> probabilities [?, 1000]."""
 
     def write(path: str) -> None:
-        import keras
+        from tensorflow import keras
 
         kind, side = _APPLICATIONS[name]
         keras.utils.set_random_seed(7)
@@ -53,7 +53,7 @@ def make_recurrent(name: str, directory: str) -> str:
     """Two layers of 128 LSTM or GRU units: x [?, 64, 32] -> y [?, 10]."""
 
     def write(path: str) -> None:
-        import keras
+        from tensorflow import keras
 
         keras.utils.set_random_seed(7)
         layer = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[name]
@@ -74,8 +74,8 @@ def make_transformer(directory: str) -> str:
     """Four encoder blocks of width 256, 8 heads: tokens [?, 64] of 20,000 -> y [?, 10]. As Keras exports it."""
 
     def write(path: str) -> None:
-        import keras
-        from keras import layers
+        from tensorflow import keras
+        from tensorflow.keras import layers
 
         keras.utils.set_random_seed(7)
         tokens = keras.Input((_STEPS,), dtype="int32", name="tokens")
@@ -95,8 +95,8 @@ def make_text(directory: str) -> str:
     """Strings text [?] -> y [?, 4]: words by a table of 20,000, their embeddings' mean, two layers."""
 
     def write(path: str) -> None:
-        import keras
         import tensorflow as tf
+        from tensorflow import keras
 
         keras.utils.set_random_seed(7)
         words = keras.layers.TextVectorization(vocabulary=_WORDS, output_sequence_length=_STEPS)

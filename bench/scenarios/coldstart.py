@@ -25,7 +25,7 @@ SECONDS, QUICK_SECONDS = 75.0, 3.0
 WORKERS = 2
 _KINDS = ("mobilenet_v2", "patches")
 _SAMPLED = 20  # models whose memory is measured
-_LEAST_ROOM = 6  # models
+_LEAST_LOADS = 2  # that a worker has room for
 _KEPT_FREE = 0.1  # of a budget
 _LOOK_SECONDS = 0.25
 _PLAIN, _STORED, _SAME = "plain", "stored", "stored, memory as plain has"
@@ -106,18 +106,18 @@ def _budget(settings: Settings, models: Sequence[Variant], store: str) -> int:
         asker.collect()
         rows, workers = served.client().models(), served.client().workers()
     empty = sum(worker["memory"]["base"] for worker in workers)
-    return budget(empty, sum(map(_takes, rows)) / len(rows), max(_LEAST_ROOM, round(ROOM * len(models))))
+    each = sum(row["memory_bytes"] + _shared(row) for row in rows) / len(rows)
+    return budget(empty, each * round(ROOM * len(models)), max(row["peak_bytes"] + _shared(row) for row in rows))
 
 
-def _takes(row: Mapping[str, Any]) -> int:
-    """Bytes that a model takes of a budget."""
-    mapped = Form.MAPPED.value in row["forms"].values()
-    return int(row["memory_bytes"] + (row["store"]["shared_bytes"] if mapped else 0))
+def _shared(row: Mapping[str, Any]) -> int:
+    """Bytes of the file that a model maps."""
+    return int(row["store"]["shared_bytes"]) if Form.MAPPED.value in row["forms"].values() else 0
 
 
-def budget(empty: int, each: float, models: int) -> int:
-    """Bytes for workers that take ``empty`` themselves, and hold so many models of ``each`` bytes."""
-    return round((empty + each * models) / (1 - _KEPT_FREE))
+def budget(empty: int, models: float, load: int) -> int:
+    """Bytes for workers that take ``empty`` themselves and hold ``models`` (bytes), where a load takes ``load``."""
+    return round((empty + max(models, _LEAST_LOADS * WORKERS * load)) / (1 - _KEPT_FREE))
 
 
 def _run(settings: Settings, models: Sequence[Variant], store: str, nbytes: int, asked: Asked) -> Seen:

@@ -1,10 +1,12 @@
 """A model from its SavedModel, mapped and inlined: how soon it answers, what it holds, how fast it runs.
 
-Each form has a process of its own for loads and memory; for runs one process has all three, in turns.
+Each form has a process of its own for loads and memory, forked from one that has imported TensorFlow, as workers are;
+for runs one process has all three, in turns.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import time
@@ -12,13 +14,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bench.architectures import CACHE, MAKERS
-from bench.children import Channel, Child
-from bench.inprocess import make_models
+from bench.children import Channel, Child, ChildFailed
 from bench.scenario import Figure, Scenario, Settings, Sheet, Target
 
 QUICK = ("mobilenet_v3_small", "lstm", "text")
 FORMS = ("plain", "mapped", "inlined")
-COMPILE_SECONDS = 300.0
+STEP_SECONDS = 300.0
 _LOADS, _QUICK_LOADS = 7, 3
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _MANY_SECONDS = 0.4  # a batch that takes longer is not tried
@@ -41,7 +42,8 @@ def measure(settings: Settings) -> Iterable[Figure]:
     names = [name for name in (QUICK if settings.quick else MAKERS) if name != "basic_pitch" or _has(name)]
     sheet = Sheet({figure: target for figure, target in TARGETS.items() if figure.partition(":")[0] in _told(names)})
     for _ in settings.repeats():
-        rows = [_model(settings, sheet, name) for name in names]
+        with Child(serve) as child:
+            rows = [_model(settings, sheet, name, child) for name in names]
         sheet.cost("median model to the first answer, mapped", "of plain", statistics.median(r["answer"] for r in rows))
         sheet.cost("another replica, mapped, of what it may have", "", max(r["replica"] for r in rows))
         sheet.rate("least best rows/s, inlined, of plain", "", min(r["rate"] for r in rows))
@@ -56,21 +58,18 @@ def _has(name: str) -> bool:
     return os.path.isdir(os.path.join(os.environ.get(CACHE, ""), name))
 
 
-def _model(settings: Settings, sheet: Sheet, name: str) -> dict[str, float]:
+def _model(settings: Settings, sheet: Sheet, name: str, child: Child) -> dict[str, float]:
     settings.progress.say(f"{name}: making and compiling it")
-    path = os.path.join(make_models(settings.directory, [name]).paths[name], "1")
     store = os.path.join(settings.directory, "store")
-    with Child(compile_it, store, path) as child:
-        told = child.hear(COMPILE_SECONDS)
+    path = os.path.join(_ask(child, "make", settings.directory, name), "1")
+    told = _ask(child, "compile_it", store, path)
     loads = _QUICK_LOADS if settings.quick else _LOADS
     held: dict[str, dict[str, float]] = {}
     for form in FORMS:
         settings.progress.say(f"{name}: loading it {form}")
-        with Child(load, store, path, form, loads) as child:
-            held[form] = child.hear(COMPILE_SECONDS)
+        held[form] = _ask(child, "load", store, path, form, loads)
     settings.progress.say(f"{name}: running it")
-    with Child(run, store, path) as child:
-        ran = child.hear(COMPILE_SECONDS)
+    ran = _ask(child, "run", store, path)
     plain = held["plain"]
     sheet.cost(f"{name}: greatest difference", "of its scale", told["difference"], detail={"compiled": told})
     for form in FORMS[1:]:
@@ -89,8 +88,47 @@ def _model(settings: Settings, sheet: Sheet, name: str) -> dict[str, float]:
 # -- children ------------------------------------------------------------------------------------------------------
 
 
-def compile_it(channel: Channel, store: str, path: str) -> None:
-    """A child that compiles a model; says what came of it."""
+def serve(channel: Channel) -> None:
+    """A child that has imported TensorFlow, and forks one for each order: the name of a function here, and what to
+    call it with. Says what the function gave, or the error as a text in a list."""
+    from tfpool.supervisor.zygote import import_tensorflow
+
+    import_tensorflow()
+    while (order := channel.hear()) is not None:
+        channel.say(_apart(*order))
+
+
+def _apart(name: str, *arguments: Any) -> Any:
+    """What a function gave in a process forked for it."""
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            told = globals()[name](*arguments)
+        except Exception as error:
+            told = [f"{name}{arguments}: {error!r}"]
+        os.write(write, json.dumps(told).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(pid, 0)
+    return json.loads(data) if data else [f"{name}{arguments}: the process died"]
+
+
+def _ask(child: Child, *order: Any) -> Any:
+    told = child.ask(list(order), STEP_SECONDS)
+    if isinstance(told, list):
+        raise ChildFailed(told[0])
+    return told
+
+
+def make(directory: str, name: str) -> str:
+    """Where a model is; it is made if need be."""
+    return MAKERS[name](directory)
+
+
+def compile_it(store: str, path: str) -> dict[str, float]:
+    """Compile a model: seconds, bytes, and what the manifest tells."""
     from tfpool.compiler.main import compile_model
     from tfpool.settings import StoreSettings
     from tfpool.store.shelf import Shelf
@@ -103,12 +141,12 @@ def compile_it(channel: Channel, store: str, path: str) -> None:
         raise RuntimeError(f"{path} was not compiled: {result.reason}")
     weights = sum(weight.nbytes for weight in entry.manifest.weights)
     told = {"seconds": result.seconds, "gain": entry.manifest.gain, "difference": entry.manifest.difference}
-    channel.say({**told, "weights": weights, "disk": shelf.size(result.key)})
+    return {**told, "weights": weights, "disk": shelf.size(result.key)}
 
 
-def load(channel: Channel, store: str, path: str, form: str, loads: int) -> None:
-    """A child that loads a form time and again, and asks it at once. Says seconds (the median), and the bytes that the
-    first and another one hold."""
+def load(store: str, path: str, form: str, loads: int) -> dict[str, float]:
+    """Load a form time and again, and ask it at once: seconds (the median), and the bytes that the first and another
+    hold."""
     from tfpool.compiler import gauge
     from tfpool.worker import memory
 
@@ -126,11 +164,11 @@ def load(channel: Channel, store: str, path: str, form: str, loads: int) -> None
             kept.append(loaded)
         else:
             loaded.close()
-    channel.say({"answer": statistics.median(took), "first": bytes_of[0], "another": bytes_of[1]})
+    return {"answer": statistics.median(took), "first": bytes_of[0], "another": bytes_of[1]}
 
 
-def run(channel: Channel, store: str, path: str) -> None:
-    """A child that has all forms; says, by form, seconds of one row and rows a second of the best batch."""
+def run(store: str, path: str) -> dict[str, dict[str, float]]:
+    """By form, seconds of one row and rows a second of the best batch."""
     from tfpool.worker import inputs, warmup
 
     config = _prepare()
@@ -151,7 +189,7 @@ def run(channel: Channel, store: str, path: str) -> None:
                 best[form], sizes[form] = size / seconds[form], size
         if min(seconds.values()) * 2 > _MANY_SECONDS or size / min(seconds.values()) < 0.8 * max(best.values()):
             break
-    channel.say({"one": one, "best": best, "sizes": sizes})
+    return {"one": one, "best": best, "sizes": sizes}
 
 
 def _in_turns(calls: dict[str, Callable[..., Any]], feeds: list[Any]) -> dict[str, float]:
@@ -169,11 +207,9 @@ def _in_turns(calls: dict[str, Callable[..., Any]], feeds: list[Any]) -> dict[st
 
 
 def _prepare() -> Any:
-    """TensorFlow as workers have it; the configuration of their sessions."""
-    from tfpool.supervisor.zygote import import_tensorflow
+    """Start TensorFlow; the configuration of workers' sessions."""
     from tfpool.worker import loader
 
-    import_tensorflow()
     config = loader.session_config(1, None)
     loader.start_runtime(config)
     return config

@@ -100,7 +100,9 @@ def old_control_flow(path: str) -> None:
         x = v1.placeholder(tf.float32, (None, 64), "x")
         w = v1.get_variable("w", (64, 64), initializer=v1.random_normal_initializer(seed=1), use_resource=False)
         inside = np.random.default_rng(7).standard_normal((64, 64)).astype(np.float32)
-        _, looped = v1.while_loop(lambda i, _: i < 3, lambda i, h: (i + 1, tf.tanh(h @ w + h @ tf.constant(inside))), (0, x))
+        _, looped = v1.while_loop(
+            lambda i, _: i < 3, lambda i, h: (i + 1, tf.tanh(h @ w + h @ tf.constant(inside))), (0, x)
+        )
         chosen = v1.cond(tf.shape(x)[1] > 3, lambda: x @ tf.constant(inside), lambda: x @ w)
         session.run(v1.global_variables_initializer())
         signature = v1.saved_model.predict_signature_def({"x": x}, {"looped": looped, "chosen": chosen})

@@ -115,8 +115,8 @@ class Survey:
         """The pool at ``now``, with demand as of the last look."""
         workers = tuple(self._worker(link) for link in self._fleet.links.values())
         self._shunned = {handle: until for handle, until in self._shunned.items() if until > now}
-        active = (*self._migrations.active, *self._reforms.active)
-        moving = {one.version.handle for one in active} | self._shunned.keys()
+        moving = {one.version.handle for one in self._migrations.active} | self._shunned.keys()
+        moving |= {one.version.handle for one in self._reforms.active}
         servables = tuple(
             self._servable(version, now, version.handle in moving)
             for version in self._registry.versions()
