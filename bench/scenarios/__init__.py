@@ -6,6 +6,7 @@ from bench.scenario import Scenario
 from bench.scenarios import (
     beside,
     clients,
+    coldstart,
     cycles,
     decisions,
     faults,
@@ -14,6 +15,7 @@ from bench.scenarios import (
     goodput,
     hops,
     hot,
+    many,
     mlp,
     moves,
     neighbour,
@@ -53,5 +55,7 @@ SCENARIOS: dict[str, Scenario] = {
         rotate,
         moves,
         forms,
+        many,
+        coldstart,
     )
 }

@@ -1,4 +1,4 @@
-"""Models that are loaded when somebody asks: how long who asks waits, with a store that has them compiled, and without."""
+"""Models that are loaded when somebody asks: how long who asks waits, with a store of compiled models and without."""
 
 from __future__ import annotations
 

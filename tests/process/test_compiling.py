@@ -272,7 +272,7 @@ def test_files_change_while_they_are_compiled(make_pool: MakePool) -> None:
 @pytest.mark.parametrize("number", [5, -1])
 def test_files_change_before_they_are_compiled(make_pool: MakePool, number: int) -> None:
     """What is loaded stays what it is, with the signatures that it has."""
-    pool = make_pool([("written", {"preload": Loading.LAZY}), ("double", {"waits": "freeze"})], workers=1, **STORE)
+    pool = make_pool([("double", {"waits": "freeze"}), ("written", {"preload": Loading.LAZY})], workers=1, **STORE)
     graph = pool.base("written") / "1" / "saved_model.pb"
     with pool.client(timeout=SOON) as client, Crowd(client, "written", 1, fixed, LANES) as crowd:
         crowd.served(20)

@@ -225,13 +225,14 @@ class Compiling:
     # -- replicas ----------------------------------------------------------------------------------------------
 
     def _mend(self, now: float) -> None:
-        """Have replicas that are PLAIN, and need not be, change to what was compiled: one at a time on a worker, for
-        other loads may wait there."""
+        """Have replicas that are PLAIN, and need not be, change to what was compiled, and all to the form that their
+        settings name: one at a time on a worker, for other loads may wait there."""
         for link in self._fleet.links.values():
             if not link.up or link.leaving or link.reforming or link.settings.device != "cpu":
                 continue
-            held = (self._registry.by_handle.get(handle) for handle, form in link.forms.items() if form is Form.PLAIN)
-            able = (v for v in held if v is not None and v.compiled and v.on.get(link.name) is State.AVAILABLE)
+            held = [(self._registry.by_handle.get(handle), form) for handle, form in link.forms.items()]
+            others = (v for v, form in held if v is not None and v.compiled and _wanted(v, form) is not form)
+            able = (v for v in others if v.on.get(link.name) is State.AVAILABLE)
             version = next((v for v in able if self._tries_again(v, now)), None)
             if version is not None:
                 self._change(version, link)
@@ -247,6 +248,11 @@ class Compiling:
             self._tries.pop(version.handle, None)
         elif not isinstance(error, Unavailable):  # a worker could not use what the store had
             self._failed(version, error.message)
+
+
+def _wanted(version: Version, form: Form) -> Form:
+    """The form that a replica should have which is compiled and has ``form``."""
+    return version.settings.form or (Form.MAPPED if form is Form.PLAIN else form)
 
 
 def may(version: Version) -> bool:
