@@ -23,12 +23,15 @@ def serve(settings: Settings, paths: Mapping[str, str], workers: int) -> tfpool.
 
 
 def configure(settings: Settings, models: Sequence[Mapping[str, Any]], workers: int, **more: Any) -> tfpool.Pool:
-    """A pool that serves ``[[model]]`` tables; ``more`` are settings such as ``memory_budget``. Ready."""
+    """A pool that serves ``[[model]]`` tables; ``more`` are settings such as ``memory_budget``; without
+    a ``store`` nothing is compiled beside what is measured. Ready."""
     settings.progress.say(f"starting a pool of {workers} {'worker' if workers == 1 else 'workers'}")
     tables = ["".join(f"{key} = {json.dumps(value)}\n" for key, value in model.items()) for model in models]
     file = Path(settings.directory, "pool.toml")
     file.write_text("".join(f"[[model]]\n{table}\n" for table in tables))
-    return tfpool.Pool(config=file, workers=workers, threads_per_worker=1, **{"log_level": "warning", **more})
+    return tfpool.Pool(
+        config=file, workers=workers, threads_per_worker=1, **{"log_level": "warning", "store": "off", **more}
+    )
 
 
 def processes(pool: tfpool.Pool) -> dict[str, int]:

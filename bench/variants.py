@@ -168,12 +168,14 @@ def build(settings: Settings, variants: Sequence[Variant], store: str) -> Built:
             time.sleep(_STEP_SECONDS)
             for path, (process, since) in list(running.items()):
                 took = time.monotonic() - since
-                if process.poll() is None and took < _COMPILE_SECONDS:
-                    continue
-                if process.returncode != 0:
-                    raise ChildFailed(f"{path} was not compiled: {_said(process)}")
+                if process.poll() is None:
+                    if took < _COMPILE_SECONDS:
+                        continue
+                    process.kill()
                 del running[path]
-                _said(process)
+                said = _said(process)
+                if process.returncode != 0:
+                    raise ChildFailed(f"{path} was not compiled in {took:.0f} s: {said}")
                 each.append(took)
     finally:
         for process, _ in running.values():

@@ -177,7 +177,7 @@ def run(store: str, path: str) -> dict[str, dict[str, float]]:
     signatures = {form: _main(each) for form, each in loaded.items()}
     plain = signatures["plain"]
     best: dict[str, float] = dict.fromkeys(FORMS, 0.0)
-    sizes = dict.fromkeys(FORMS, 1)
+    sizes = dict.fromkeys(FORMS, 1.0)
     one = dict.fromkeys(FORMS, 0.0)
     for size in _SIZES if plain.spec.batchable else (1,):
         feeds = inputs.make(plain, size, inputs.find_inner(plain, plain.spec.batchable), plain.spec.batchable)

@@ -1,4 +1,4 @@
-"""Models with what is awkward to compile; each maker writes version 1 below ``DIR/NAME``: ``python compiler_zoo.py DIR``."""
+"""Models that are awkward to compile; each maker writes one to ``path``. ``python compiler_zoo.py DIR`` makes all."""
 
 from __future__ import annotations
 

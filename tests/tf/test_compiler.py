@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -48,12 +49,14 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Curves and gains are not what is tested here."""
+def quick(zoo: Path) -> Iterator[None]:
+    """Curves and gains are not what is tested here, and the collector need not go through what was imported."""
+    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tfpool.compiler.gauge.CURVES_AS_IF_LOADED", 0.1)
         patch.setattr("tfpool.compiler.gauge._SECONDS", 0.0)
         yield
+    gc.unfreeze()
 
 
 def make(shelf: Shelf, path: str) -> Result:

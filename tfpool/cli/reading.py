@@ -67,7 +67,7 @@ def workers(connect: str | None, as_json: bool) -> None:
 
     BUSY is its load during the last second. OWN is memory that it shares with no other process, PSS its part of all
     that it uses, RESIDUE what models that have left did not give back. USED is the share of its budget: of GPU where
-    that is known, else of OWN.
+    that is known, else of OWN and its part of the compiled models' files that it maps.
     """
     with open_client(connect) as client:
         rows = client.workers()

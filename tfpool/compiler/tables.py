@@ -106,14 +106,18 @@ def filling(tables: Iterable[Table]) -> tuple[list[Any], Start | None]:
         for key, value in table.attr.items():
             if not key.startswith("_"):
                 node.attr[key].CopyFrom(value)
-        entries = [_constant(f"{prefix}/{name}", value) for name, value in zip(("keys", "values"), held, strict=True)]
+        entries = []
+        for side, value in zip(("keys", "values"), held, strict=True):
+            packed, entry = _packed(f"{prefix}/{side}", value)
+            made += [packed, entry]
+            entries.append(entry)
         put = node_def_pb2.NodeDef(
             op="LookupTableImportV2" if _newer(table) else "LookupTableImport",
             name=f"{prefix}/put",
             input=[node.name, *(entry.name for entry in entries)],
         )
-        put.attr["Tin"].type, put.attr["Tout"].type = (entry.attr["dtype"].type for entry in entries)
-        made += [node, *entries, put]
+        put.attr["Tin"].type, put.attr["Tout"].type = (entry.attr["out_type"].type for entry in entries)
+        made += [node, put]
         fill.input.append(f"^{put.name}")
     return ([*made, fill], Start(START)) if fill.input else ([], None)
 
@@ -150,12 +154,15 @@ def _newer(node: Any) -> bool:
     return bool(node.op.endswith("V2"))
 
 
-def _constant(name: str, value: np.ndarray[Any, Any]) -> Any:
+def _packed(name: str, value: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """A constant of one string, and what unpacks it: of many strings the graph would keep several copies each."""
     import tensorflow as tf
     from tensorflow.core.framework import node_def_pb2
 
-    made = node_def_pb2.NodeDef(op="Const", name=name)
     tensor = tf.make_tensor_proto(value)
-    made.attr["dtype"].type = tensor.dtype
-    made.attr["value"].tensor.CopyFrom(tensor)
-    return made
+    packed = node_def_pb2.NodeDef(op="Const", name=f"{name}/packed")
+    packed.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(tensor.SerializeToString()))
+    packed.attr["dtype"].type = packed.attr["value"].tensor.dtype
+    made = node_def_pb2.NodeDef(op="ParseTensor", name=name, input=[packed.name])
+    made.attr["out_type"].type = tensor.dtype
+    return packed, made
