@@ -20,8 +20,8 @@ from tfpool.wire.tensors import Array
 
 MODELS, QUICK_MODELS = 200, 12
 ROOM = 1 / 3  # of the models have room in the budget
-RATE = 4.0  # requests a second
-SECONDS, QUICK_SECONDS = 75.0, 3.0
+RATE = 3.0  # requests a second
+SECONDS, QUICK_SECONDS = 100.0, 4.0
 WORKERS = 2
 _KINDS = ("mobilenet_v2", "patches")
 _SAMPLED = 20  # models whose memory is measured
@@ -105,8 +105,9 @@ def _budget(settings: Settings, models: Sequence[Variant], store: str) -> int:
         asker.in_turn(range(len(some)))
         asker.collect()
         rows, workers = served.client().models(), served.client().workers()
-    empty = sum(worker["memory"]["base"] for worker in workers)
-    each = sum(row["memory_bytes"] + _shared(row) for row in rows) / len(rows)
+    told = [worker["memory"] for worker in workers]
+    empty = sum(memory["base"] for memory in told)
+    each = (sum(memory["unique"] + memory["mapped"] for memory in told) - empty) / len(some)
     return budget(empty, each * round(ROOM * len(models)), max(row["peak_bytes"] + _shared(row) for row in rows))
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tfpool.compiler.main import Outcome, Result, compile_model
 from tfpool.compiler.prove import TOLERANCES, compare
+from tfpool.compiler.reach import reached
 from tfpool.errors import FailedPrecondition
 from tfpool.settings import Form
 from tfpool.store.shelf import Shelf
@@ -189,3 +190,25 @@ def mapping_of(path: str) -> dict[str, int]:
             elif inside and words[-1] == "kB":
                 fields[words[0].rstrip(":")] = fields.get(words[0].rstrip(":"), 0) + int(words[1])
     return fields
+
+
+def test_reached_through_functions_and_control_inputs() -> None:
+    from tensorflow.core.framework import graph_pb2
+
+    graph = graph_pb2.GraphDef()
+    for name, op, sources in (
+        ("a", "Const", ()),
+        ("b", "Identity", ("a:0",)),
+        ("c", "PartitionedCall", ("^b",)),
+        ("d", "Const", ()),
+    ):
+        graph.node.add(name=name, op=op, input=sources)
+    graph.node[2].attr["f"].func.name = "first"
+    for name, op, calls in (("first", "If", "second"), ("second", "Assign", "first"), ("third", "Random", "")):
+        function = graph.library.function.add()
+        function.signature.name = name
+        node = function.node_def.add(name="inner", op=op)
+        if calls:
+            node.attr["branches"].list.func.add(name=calls)
+    assert {node.op for node in reached(graph, ["c:0"])} == {"PartitionedCall", "Identity", "Const", "If", "Assign"}
+    assert [node.name for node in reached(graph, ["c:0"])].count("d") == 0

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfpool.compiler.prove import TOLERANCES, compare
-from tfpool.compiler.reach import reached
 
 FLOAT = TOLERANCES["float32"]
 
@@ -53,24 +52,3 @@ def test_what_has_no_tolerance_is_the_same_or_not() -> None:
     assert compare(np.array([b"a", b"b"], object), np.array([b"a", b"b"], object), 0.0)[1] == ""
     assert "exactly" in compare(np.array([b"a"], object), np.array([b"b"], object), 0.0)[1]
     assert "exactly" in compare(np.int64([1, 2]), np.int64([1, 3]), 0.0)[1]
-
-
-def test_reached_through_functions_and_control_inputs() -> None:
-    graph_pb2 = pytest.importorskip("tensorflow.core.framework.graph_pb2")
-    graph = graph_pb2.GraphDef()
-    for name, op, inputs in (
-        ("a", "Const", ()),
-        ("b", "Identity", ("a:0",)),
-        ("c", "PartitionedCall", ("^b",)),
-        ("d", "Const", ()),
-    ):
-        graph.node.add(name=name, op=op, input=inputs)
-    graph.node[2].attr["f"].func.name = "first"
-    for name, op, calls in (("first", "If", "second"), ("second", "Assign", "first"), ("third", "Random", "")):
-        function = graph.library.function.add()
-        function.signature.name = name
-        node = function.node_def.add(name="inner", op=op)
-        if calls:
-            node.attr["branches"].list.func.add(name=calls)
-    assert {node.op for node in reached(graph, ["c:0"])} == {"PartitionedCall", "Identity", "Const", "If", "Assign"}
-    assert [node.name for node in reached(graph, ["c:0"])].count("d") == 0

@@ -121,13 +121,14 @@ class Blame:
         del self._deaths[worker]
         how = death.how(status, oom)
         clear = how is not None and death.running is None
-        for version in (*death.loading, *death.forms):
-            if clear and version.compiled:
-                version.unfit = f"loading it compiled killed worker {worker} by {how}"
-                self._log.warning("model.unfit", model=version.key.name, version=version.key.version, why=version.unfit)
+        own_fault = how is not None and not oom  # for want of memory the original would be worse
+        compiled = [v for v in (*death.loading, *death.forms) if v.compiled] if own_fault else []
+        for version in compiled:  # nobody need be sure: the original serves as well
+            version.unfit = f"loading it compiled killed worker {worker} by {how}"
+            self._log.warning("model.unfit", model=version.key.name, version=version.key.version, why=version.unfit)
         for version in death.loading:
             self._died_loading(version, worker, clear, how or f"signal {-status}")
-        if how is not None and death.running is not None:
+        if how is not None and death.running is not None and not compiled:
             self._crashed(death.running, worker, how, death.depth, now)
         return how is not None
 

@@ -239,7 +239,8 @@ class Compiling:
 
     def _change(self, version: Version, link: Link) -> None:
         try:
-            self._reforms.begin(version, link, version.settings.form or Form.MAPPED, "store", done=self._changed)
+            form = version.settings.form or Form.MAPPED
+            self._reforms.begin(version, link, form, "store", "it has been compiled", self._changed)
         except TfpoolError as error:  # there is no room for it
             self._failed(version, error.message, counts=False)
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import zmq
@@ -120,8 +121,9 @@ class Broker:
             self.recycle,
             self.lifecycle,
         )
-        self.reforms = Reforms(self.registry, self.fleet, self.budget, time.monotonic)
-        self.migrations = Migrations(self.fleet, self.residence, time.monotonic)
+        numbers = count(1)
+        self.reforms = Reforms(self.registry, self.fleet, self.budget, time.monotonic, numbers)
+        self.migrations = Migrations(self.fleet, self.residence, time.monotonic, numbers)
         self.turnover = Turnover(self.registry, self.fleet, room, self.residence, self.migrations)
         self.rolling = Rolling(self.registry, self.fleet, room, self.migrations, self.recycle, self.residence.refill)
         self._logbook = Logbook(settings.placement.journal)

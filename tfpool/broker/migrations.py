@@ -8,8 +8,9 @@ it was given.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from tfpool.broker.fleet import Fleet
 from tfpool.broker.registry import Goal, Version
@@ -55,11 +56,13 @@ class Migration:
 class Migrations:
     """``active`` are those under way, ``recent`` the last that ended, ``past`` what happened within ten minutes."""
 
-    def __init__(self, fleet: Fleet, residence: Residence, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, fleet: Fleet, residence: Residence, clock: Callable[[], float], numbers: Iterator[int] | None = None
+    ) -> None:
         self._fleet = fleet
         self._residence = residence
         self._clock = clock
-        self._numbers = 0
+        self._numbers = numbers if numbers is not None else count(1)
         self.active: list[Migration] = []
         self.recent: deque[Migration] = deque(maxlen=REMEMBERED)
         self._past: deque[Past] = deque()
@@ -76,9 +79,8 @@ class Migrations:
     def watch(self, version: Version, kind: Kind, source: str, target: str, by: str, reason: str = "") -> Migration:
         """See a migration through whose load has been ordered already."""
         now = self._clock()
-        self._numbers += 1
         nbytes = version.memory_bytes or version.disk_bytes
-        found = Migration(self._numbers, version, kind, source, target, by, reason, nbytes, now, {})
+        found = Migration(next(self._numbers), version, kind, source, target, by, reason, nbytes, now, {})
         if not target:
             found.phase = Phase.ROUTED
         self.active.append(found)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfpool.broker.migrations import Migration
 from tfpool.broker.planning import Applying, Outcome
+from tfpool.broker.reforms import Reform
 from tfpool.broker.registry import Version
 from tfpool.broker.rolling import Replacement
 from tfpool.broker.survey import Survey
@@ -14,7 +15,7 @@ from tfpool.placement.board import Board, Facts
 from tfpool.placement.migration import Phase
 from tfpool.placement.planner import after
 from tfpool.placement.snapshot import NOTHING, Kind, Snapshot, Step
-from tfpool.settings import PlacementPolicy
+from tfpool.settings import Form, PlacementPolicy
 
 if TYPE_CHECKING:
     from tfpool.broker.main import Broker
@@ -47,7 +48,7 @@ def proposal(broker: Broker) -> Row | None:
         "steps": [step_row(step, begin) for step in steps],
         "cost": {"now": round(now.cost()[0], 6), "after": round(then.cost()[0], 6)},
         "workers": _workers(now, then),
-        "migrations": [migration_row(one) for one in broker.migrations.all()],
+        "migrations": changes(broker),
         "replacing": [replacement_row(one) for one in broker.rolling.under_way()],
         "note": note,
     }
@@ -123,6 +124,34 @@ def migration_row(migration: Migration) -> Row:
         "by": migration.by,
         "error": migration.error.message if migration.error is not None else None,
     }
+
+
+def reform_row(reform: Reform) -> Row:
+    """A change of form, as a migration that goes nowhere."""
+    inlines = reform.form is Form.INLINED
+    until = reform.ended if reform.ended is not None else time.monotonic()
+    phase = Phase.LOADING if not reform.over else Phase.DONE if reform.error is None else Phase.ABORTED
+    return {
+        "id": reform.number,
+        "model": reform.version.key.name,
+        "version": reform.version.key.version,
+        "source": "" if inlines else reform.worker,
+        "target": reform.worker if inlines else "",
+        "kind": (Kind.INLINE if inlines else Kind.MAP).value,
+        "phase": phase.value,
+        "bytes": reform.nbytes,
+        "seconds": round(until - reform.begun, 4),
+        "ago": round(time.monotonic() - reform.begun, 3),
+        "reason": reform.reason,
+        "by": reform.by,
+        "error": reform.error.message if reform.error is not None else None,
+    }
+
+
+def changes(broker: Broker) -> list[Row]:
+    """Migrations and changes of form, those under way and the last that ended, in the order of their beginnings."""
+    rows = [migration_row(one) for one in broker.migrations.all()] + [reform_row(one) for one in broker.reforms.all()]
+    return sorted(rows, key=lambda row: int(row["id"]))
 
 
 def replacement_row(one: Replacement) -> Row:

@@ -151,7 +151,7 @@ def progress(broker: Broker) -> dict[str, Any]:
         "workers": len(broker.fleet.links),
         "workers_ready": sum(link.up for link in broker.fleet.links.values()),
         "reload": reload.progress() if reload is not None else None,
-        "migrations": [plans.migration_row(one) for one in broker.migrations.all()],
+        "migrations": plans.changes(broker),
         "replacing": [plans.replacement_row(one) for one in broker.rolling.under_way()],
     }
 

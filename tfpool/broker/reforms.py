@@ -6,8 +6,9 @@ Nothing is routed anew, and no request waits for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from tfpool.broker.budget import MARGIN_BYTES, Budget, limit, mib, usual
 from tfpool.broker.fleet import Fleet, Link
@@ -26,8 +27,10 @@ Done = Callable[[TfpoolError | None, Version], None]
 
 @dataclass(slots=True)
 class Reform:
-    """One change, on a life of a worker. Times are monotonic seconds; ``nbytes`` is what the new form is to keep."""
+    """One change, on a life of a worker; migrations and changes are numbered together. Times are monotonic seconds;
+    ``nbytes`` is what the new form is to keep."""
 
+    number: int
     version: Version
     worker: str
     life: tuple[str, int]
@@ -48,11 +51,19 @@ class Reform:
 class Reforms:
     """``recent`` are those that have ended, the oldest first. ``now`` gives monotonic seconds."""
 
-    def __init__(self, registry: Registry, fleet: Fleet, budget: Budget, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        budget: Budget,
+        now: Callable[[], float],
+        numbers: Iterator[int] | None = None,
+    ) -> None:
         self._registry = registry
         self._fleet = fleet
         self._budget = budget
         self.now = now
+        self._numbers = numbers if numbers is not None else count(1)
         self.active: list[Reform] = []
         self.recent: deque[Reform] = deque(maxlen=REMEMBERED)
         self._log = log.get("models")
@@ -68,8 +79,8 @@ class Reforms:
         link.reserved[version.handle] = need
         link.reforming.add(version.handle)
         found = version.stored.footprint(form) if version.stored is not None else None
-        nbytes = found.nbytes if found is not None else 0
-        reform = Reform(version, link.name, link.holder, form, by, reason, nbytes, self.now(), done)
+        nbytes, now = found.nbytes if found is not None else 0, self.now()
+        reform = Reform(next(self._numbers), version, link.name, link.holder, form, by, reason, nbytes, now, done)
         self.active.append(reform)
         link.ring(Bell.REFORM, version.handle, form.value)
         return reform
@@ -99,6 +110,10 @@ class Reforms:
     def of(self, version: Version, worker: str) -> Reform | None:
         """The change of a replica that is under way."""
         return next((one for one in self.active if one.version is version and one.worker == worker), None)
+
+    def all(self) -> Iterable[Reform]:
+        """The last that ended, and those under way."""
+        return [*self.recent, *self.active]
 
     def step(self) -> None:
         """Give those up whose workers are gone, or have been told to let go of the model."""

@@ -55,7 +55,7 @@ class Recipe:
         """A compiled form cannot be loaded, for the reason that this says."""
         self.deadly = self.base / "open_deadly"
         """The load of a compiled form kills its worker by the signal of this number."""
-        self.linger = self.base / "open_linger"
+        self.closing = self.base / "open_linger"
         """The unload of a compiled form waits until it is gone."""
         self.opened = self.base / "opened"
         """The forms that have been loaded, or begun to be: a line each, version and form."""
@@ -138,7 +138,7 @@ class _Session:
         memory.held += nbytes
 
     def close(self) -> None:
-        _while_there(self._recipe.linger)
+        _while_there(self._recipe.closing)
         memory.held -= self._nbytes
 
 

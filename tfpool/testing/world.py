@@ -22,13 +22,14 @@ from tfpool.broker.resolve import Resolver
 from tfpool.broker.rolling import Rolling
 from tfpool.broker.room import Room
 from tfpool.broker.shadow import Shadows
+from tfpool.broker.stored import Stored
 from tfpool.broker.taps import Taps
 from tfpool.broker.turnover import Turnover
 from tfpool.errors import FailedPrecondition, TfpoolError
 from tfpool.repository.memo import Footprint
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler
-from tfpool.settings import ModelSettings, PoolSettings, ServerSettings, Settings, WorkerSettings
+from tfpool.settings import Form, ModelSettings, PoolSettings, ServerSettings, Settings, WorkerSettings
 from tfpool.shm.layout import Layout
 from tfpool.testing.world_fakes import BASE, MIB, Bellows, Disk
 from tfpool.types import DType, SignatureSpec, TensorSpec
@@ -42,7 +43,7 @@ class World:
     """All of the broker but its sockets.
 
     ``answers`` has what became of each request, by its number; ``broken`` the version directories that do not load;
-    ``signatures`` are those of all that loads.
+    ``signatures`` are those of all that loads. With ``store`` models may be compiled, see :meth:`compile`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class World:
         workers: int = 2,
         memory: int | None = None,
         server: dict[str, Any] | None = None,
+        store: bool = False,
         **pool: Any,
     ) -> None:
         self.now = 100.0
@@ -70,6 +72,7 @@ class World:
             self.notebook,
             self.lobby,
             lambda: self.now,
+            "/store" if store else "",
         )
         room = Room(self.registry, self.fleet, self.budget, self.scheduler)
         self.residence = self.lifecycle.residence = Residence(
@@ -199,22 +202,65 @@ class World:
         assert bell is not None
         what, handle, *rest = bell.slow.popleft()
         if what == "unload":
-            bell.held.pop(handle, None)
-            bell.told_off.discard(handle)
+            bell.drops(handle)
             link.tells(bell.gauge)
             self.residence.unloaded(link, handle)
-        elif handle < 0:  # nobody has claimed it: its load is a secret
-            bell.held[handle] = self.size(rest[0])
-        elif rest[0] in self.broken:
+        elif what == "reform":
+            self._reform(link, bell, handle, Form(rest[0]))
+        elif what == "load" and handle < 0:  # nobody has claimed it: its load is a secret
+            self._loads(bell, handle, rest[0])
+        elif what == "load" and rest[0] in self.broken:
             bell.orders.pop(handle, None)
             self.residence.load_failed(link, handle, FailedPrecondition(f"{rest[0]}: broken"))
         else:
             self.residence.warming(link, handle)
-            bell.held[handle] = self.size(rest[0])
-            found = Footprint(bell.held[handle], bell.held[handle], 0.5)
-            self.residence.loaded(link, handle, found, self.signatures, {})
+            if what == "load":
+                self._loads(bell, handle, rest[0])
+            self.residence.loaded(link, handle, *self._took(bell, handle))
             if self.bells[name] is bell:
                 link.tells(bell.gauge)
+
+    def _loads(self, bell: Bellows, handle: int, path: str) -> None:
+        """A worker loads what it was told to, in the form that it was told to if the store has that."""
+        form, stored = Form(bell.orders[handle][2].get("form", Form.PLAIN.value)), self.disk.store.get(path)
+        if form is Form.PLAIN or stored is None or stored.refusal:
+            bell.holds(handle, Form.PLAIN, self.size(path), "")
+        else:
+            bell.holds(handle, form, stored.footprints[form].nbytes, stored.key if form is Form.MAPPED else "")
+
+    def _took(
+        self, bell: Bellows, handle: int
+    ) -> tuple[Footprint, tuple[SignatureSpec, ...], dict[str, str], Form, str]:
+        nbytes, key = bell.held[handle], bell.maps.get(handle, "")
+        shared = self.size(bell.orders[handle][1]) if key else 0
+        return Footprint(nbytes, nbytes, 0.5, shared), self.signatures, {}, bell.forms[handle], key
+
+    def _reform(self, link: Link, bell: Bellows, handle: int, form: Form) -> None:
+        """A worker changes a form, whether somebody waits for it or not."""
+        path = bell.orders[handle][1]
+        stored = self.disk.store.get(path)
+        if stored is not None and not stored.refusal:
+            bell.holds(handle, form, stored.footprints[form].nbytes, stored.key if form is Form.MAPPED else "")
+        if handle < 0:  # nobody has claimed it
+            return
+        if stored is None or stored.refusal:
+            self.reforms.failed(link, handle, "the store does not have it")
+        else:
+            found, _, _, form, key = self._took(bell, handle)
+            self.reforms.changed(link, handle, found, form, key)
+        link.tells(bell.gauge)
+
+    def compile(self, version: Version, refusal: str = "", gain: float = 1.5) -> Stored:
+        """A version is in the store from now on, and the broker knows: mapped it takes a quarter of what the original
+        does, and shares as much as that."""
+        nbytes = self.size(version.path)
+        private = nbytes // 4
+        sizes = {Form.PLAIN: nbytes, Form.MAPPED: private, Form.INLINED: private + nbytes}
+        shared = {Form.MAPPED: nbytes}
+        footprints = {form: Footprint(size, size, 0.1, shared.get(form, 0)) for form, size in sizes.items()}
+        stored = Stored(f"key of {version.path}", refusal, {} if refusal else footprints, gain)
+        self.disk.store[version.path] = version.stored = stored
+        return stored
 
     def runs(self, name: str) -> int:
         """How many batches a worker has."""

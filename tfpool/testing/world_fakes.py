@@ -11,10 +11,12 @@ from unittest.mock import patch
 
 from tfpool.broker import reload
 from tfpool.broker.inventory import Item
+from tfpool.broker.stored import Stored, look_up
 from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
 from tfpool.repository.watcher import Done, Roster, Sighting
+from tfpool.settings import Form
 from tfpool.wire.messages import Bell, Gauge, unpack
 
 MIB = 1 << 20
@@ -25,13 +27,14 @@ class Disk:
     """A watcher whose looks and jobs end when the test says so.
 
     ``found`` has the versions of each base path, ``sizes`` the bytes of version directories, and ``garbled`` those that
-    cannot be read.
+    cannot be read. ``store`` has what has been compiled, by version directory.
     """
 
     def __init__(self) -> None:
         self.found: dict[str, dict[int, str]] = {}
         self.sizes: dict[str, int] = {}
         self.garbled: set[str] = set()
+        self.store: dict[str, Stored] = {}
         self.paths: dict[str, str] = {}
         self.jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self.looks: deque[tuple[str, int]] = deque()
@@ -73,6 +76,8 @@ class Disk:
         job, future = self.jobs.popleft()
         if isinstance(job, partial) and job.func is describe.describe:
             job = partial(self.describe, *job.args)
+        elif isinstance(job, partial) and job.func is look_up:
+            job = partial(self.store.get, job.args[1])
         try:
             with patch.object(reload, "scan", self.scan):
                 future.set_result(job())
@@ -94,8 +99,9 @@ class Disk:
 class Bellows:
     """The broker's end of a worker's doorbell; the worker is what the test makes of the messages.
 
-    ``slow`` has the loads and unloads that it is at, ``runs`` the handle of each batch, ``held`` the bytes of each
-    handle, ``orders`` how each was ordered.
+    ``slow`` has the loads, unloads and changes of form that it is at, ``runs`` the handle of each batch, ``held`` the
+    bytes of each handle, ``maps`` the file of the store that each maps, ``orders`` how each was ordered, ``forms`` the
+    form that each is held in.
     """
 
     _numbers = iter(range(1000, 1_000_000))
@@ -106,6 +112,8 @@ class Bellows:
         self.slow: deque[tuple[Any, ...]] = deque()
         self.runs: dict[int, int] = {}
         self.held: dict[int, int] = {}
+        self.maps: dict[int, str] = {}
+        self.forms: dict[int, Form] = {}
         self.orders: dict[int, tuple[str, str, dict[str, Any]]] = {}
         self.told_off: set[int] = set()
         self.stopped = False
@@ -127,6 +135,11 @@ class Bellows:
             assert fields[0] not in self.held or fields[0] in self.told_off, "loaded twice"
             self.orders[fields[0]] = (fields[1], fields[2], fields[3])
             self.slow.append(("load", fields[0], fields[2]))
+        elif verb == Bell.REFORM:
+            assert fields[0] in self.held, f"a change of {fields[0]}, which {self.name} does not hold"
+            assert fields[0] not in self.told_off, f"a change of {fields[0]}, which is on its way out"
+            assert ("reform", fields[0]) not in [order[:2] for order in self.slow], "told to change twice"
+            self.slow.append(("reform", *fields))
         elif verb == Bell.ADOPT:
             self._adopt(*fields)
         elif verb == Bell.UNLOAD:
@@ -143,7 +156,9 @@ class Bellows:
         names = {handle: -number for number, handle in enumerate(self.orders, 1)}
         self.orders = {names[handle]: order for handle, order in self.orders.items()}
         self.held = {names[handle]: nbytes for handle, nbytes in self.held.items() if handle in names}
-        self.slow = deque(("load", names[h], *rest) for what, h, *rest in self.slow if what == "load" and h in names)
+        self.maps = {names[handle]: key for handle, key in self.maps.items() if handle in names}
+        self.forms = {names[handle]: form for handle, form in self.forms.items() if handle in names}
+        self.slow = deque((what, names[h], *rest) for what, h, *rest in self.slow if what != "unload" and h in names)
         self.told_off.clear()
         self.runs.clear()
         return [Item(handle, *order, self.held.get(handle)) for handle, order in self.orders.items()]
@@ -152,8 +167,24 @@ class Bellows:
         self.orders[new] = self.orders.pop(handle)
         if handle in self.held:
             self.held[new] = self.held.pop(handle)
-            self.slow.append(("load", new, self.orders[new][1]))
+            self.forms[new] = self.forms.pop(handle)
+            if handle in self.maps:
+                self.maps[new] = self.maps.pop(handle)
+            self.slow.append(("told", new, self.orders[new][1]))
         self.slow = deque((what, new if old == handle else old, *rest) for what, old, *rest in self.slow)
+
+    def holds(self, handle: int, form: Form, nbytes: int, key: str) -> None:
+        """A load, or a change, has ended well."""
+        self.held[handle], self.forms[handle] = nbytes, form
+        self.maps.pop(handle, None)
+        if key:
+            self.maps[handle] = key
+
+    def drops(self, handle: int) -> None:
+        """An unload has ended."""
+        for known in (self.held, self.forms, self.maps):
+            known.pop(handle, None)
+        self.told_off.discard(handle)
 
     @property
     def unique(self) -> int:

@@ -8,11 +8,13 @@ from tfpool.broker.aspiring import wanted_of
 from tfpool.broker.fleet import Link
 from tfpool.broker.registry import Goal
 from tfpool.repository.states import State
+from tfpool.settings import Form
 from tfpool.testing.world import World
 
 
 def check(world: World) -> None:
     """What holds at every moment. Raises AssertionError."""
+    _check_pages(world)
     known: Counter[int] = Counter()
     staged = set() if world.lifecycle.reload is None else {v.handle for v in world.lifecycle.reload._staged}
     for model in world.registry.models.values():
@@ -32,6 +34,20 @@ def check(world: World) -> None:
     assert known.keys() <= world.registry.by_handle.keys()
     for link in world.fleet.links.values():
         _check_link(world, link)
+
+
+def _check_pages(world: World) -> None:
+    """Each worker has its part of the files that it maps, as far as the broker has heard of them."""
+    by: Counter[str] = Counter()
+    maps = {}
+    for link in world.fleet.links.values():
+        bell = world.bells[link.name]
+        known = {handle for handle, form in link.forms.items() if form is Form.MAPPED}
+        maps[link.name] = {bell.maps[handle] for handle in known} if bell is not None else set()
+        by.update(maps[link.name])
+    for worker, keys in maps.items():
+        share = sum(world.size(key.removeprefix("key of ")) // by[key] for key in keys)
+        assert world.budget.pages.share(worker) == share, f"the pages that {worker} maps are not what we think"
 
 
 def _check_link(world: World, link: Link) -> None:
@@ -54,13 +70,21 @@ def _check_link(world: World, link: Link) -> None:
             assert handle not in bell.told_off, f"{key} is available, and on its way out"
     for handle in loading:
         assert states[handle] in (State.LOADING, State.WARMING, State.DRAINING)
-    assert link.reserved.keys() <= link.loading | set(link.loads), "memory is reserved for what is not to be loaded"
+    wanted = link.loading | set(link.loads) | link.reforming
+    assert link.reserved.keys() <= wanted, "memory is reserved for what is not to be loaded"
+    changing = {one.version.handle for one in world.reforms.active if one.life == link.holder and link.bell}
+    assert link.reforming == changing, "what is changing its form is not what we think"
+    assert link.reforming <= link.resident.keys()
     for servable, route in world.scheduler.staff._routes.items():
         if link.name in route.workers:
             assert states.get(servable.life) in (State.AVAILABLE, State.DRAINING), f"{servable} is routed"
     if bell is not None:
         secret = {handle for handle in bell.held if handle < 0}
         assert link.resident.keys() | secret == bell.held.keys(), "what it holds is not what we think"
+        assert link.forms.keys() <= link.resident.keys()
+        for handle, form in link.forms.items():
+            assert bell.forms[handle] is form, f"{handle} is {bell.forms[handle]}, and not {form}"
+            assert bell.held[handle] == link.resident[handle]
 
 
 def check_rest(world: World) -> None:
@@ -70,6 +94,7 @@ def check_rest(world: World) -> None:
     assert not lost, f"requests {lost} are never answered"
     assert not world.residence.leaving.waiting
     assert not world.migrations.active
+    assert not world.reforms.active
     assert not world.rolling.busy
     assert not [link.name for link in world.fleet.links.values() if link.closed]
     for link in world.fleet.links.values():
