@@ -24,6 +24,8 @@ _LOADS, _QUICK_LOADS = 7, 3
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _MANY_SECONDS = 0.4  # a batch that takes longer is not tried
 _TURNS = 9
+_TURN_RUNS = 3
+_TURN_SECONDS = 0.02
 _ALLOWED, _ALLOWED_SHARE = 10e6, 0.1
 
 _ANSWER, _REPLICA, _ROWS = "{}: to the first answer, {}", "{}: another replica, {}", "{}: best rows/s, {}"
@@ -193,16 +195,17 @@ def run(store: str, path: str) -> dict[str, dict[str, float]]:
 
 
 def _in_turns(calls: dict[str, Callable[..., Any]], feeds: list[Any]) -> dict[str, float]:
-    """Seconds of CPU that a run takes, by form: the median of each turn's quickest of three."""
+    """Seconds of CPU that a run takes, by form: the median of the turns' quickest."""
     took: dict[str, list[float]] = {form: [] for form in calls}
     for number in range(_TURNS):
         for form in FORMS if number % 2 else FORMS[::-1]:
-            least = float("inf")
-            for _ in range(3):
+            runs: list[float] = []
+            until = time.monotonic() + _TURN_SECONDS
+            while len(runs) < _TURN_RUNS or time.monotonic() < until:
                 begun = time.thread_time()
                 calls[form](*feeds)
-                least = min(least, time.thread_time() - begun)
-            took[form].append(least)
+                runs.append(time.thread_time() - begun)
+            took[form].append(min(runs))
     return {form: statistics.median(values) for form, values in took.items()}
 
 

@@ -12,7 +12,7 @@ from tfpool.broker.registry import Model, Version
 from tfpool.broker.reload import Reload
 from tfpool.errors import TfpoolError
 from tfpool.placement.snapshot import Kind
-from tfpool.settings import Loading, ModelSettings, Transition
+from tfpool.settings import Form, Loading, ModelSettings, Transition
 from tfpool.testing.world import World, model, put
 from tfpool.testing.world_fakes import BASE, MIB
 from tfpool.testing.world_plans import planner
@@ -33,12 +33,12 @@ KINDS = [
 class Walk:
     """Random things happen to a world."""
 
-    def __init__(self, seed: int, memory: int | None) -> None:
+    def __init__(self, seed: int, memory: int | None, store: bool = False) -> None:
         self.random = Random(seed)
         kinds = self.random.sample(KINDS, 3)
         models = [model(f"m{i}", **kind) for i, kind in enumerate(kinds)]
         self.names = [settings.name for settings in models]
-        self.world = World(*models, memory=memory, residue_limit=64 * MIB)
+        self.world = World(*models, memory=memory, residue_limit=64 * MIB, store=store)
         self.planning = planner(self.world)
         for name in self.names:
             put(self.world, 1, name=name)
@@ -63,6 +63,8 @@ class Walk:
             (1, self.reload),
             (1, self.remove),
         ]
+        if store:
+            self.acts += [(4, self.compile), (3, self.change), (1, self.lose)]
 
     def go(self, steps: int) -> None:
         weights, acts = zip(*self.acts, strict=True)
@@ -186,6 +188,7 @@ class Walk:
             if self.random.random() < 0.5:
                 trouble.symmetric_difference_update({path})
         self.world.disk.sizes[path] = self.random.choice([MIB, 3 * MIB, 5 * MIB, 6 * MIB + 1])
+        self.world.disk.store.pop(path, None)
         self.world.disk.looks.append((path.split("/")[1], 0))
 
     def time(self) -> None:
@@ -208,6 +211,26 @@ class Walk:
         elif found is None:
             self.world.lifecycle.add(model(name, **self.random.choice(KINDS)))
 
+    def compile(self) -> None:
+        """The store has a version now, or knows that it cannot."""
+        found = self.pick()
+        if found is not None and found[1].described and found[1].stored is None:
+            self.world.compile(found[1], self.random.choice(["", "", "", "never"]), self.random.choice([1.0, 9.0]))
+
+    def change(self) -> None:
+        """A replica is to change its form."""
+        found, link = self.pick(), self.world.fleet.links[self.random.choice(list(self.world.bells))]
+        if found is not None:
+            try:
+                self.world.reforms.begin(found[1], link, self.random.choice([Form.MAPPED, Form.INLINED]), "walk")
+            except TfpoolError:
+                pass
+
+    def lose(self) -> None:
+        """The store has a version no longer, and the broker does not know."""
+        if self.world.disk.store:
+            del self.world.disk.store[self.random.choice(sorted(self.world.disk.store))]
+
     def pick(self) -> tuple[Model, Version] | None:
         found = self.world.registry.models.get(self.random.choice(self.names))
         if found is None or not found.versions:
@@ -228,6 +251,15 @@ class Walk:
 @pytest.mark.parametrize("memory", [None, BASE + 8 * MIB])
 def test_whatever_happens(seed: int, memory: int | None) -> None:
     walk = Walk(seed, memory)
+    for _ in range(3):
+        walk.go(200)
+        walk.rest()
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("memory", [None, BASE + 12 * MIB])
+def test_whatever_happens_where_there_is_a_store(seed: int, memory: int | None) -> None:
+    walk = Walk(seed, memory, store=True)
     for _ in range(3):
         walk.go(200)
         walk.rest()

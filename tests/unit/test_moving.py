@@ -29,6 +29,7 @@ class Asked:
             registry=world.registry,
             fleet=world.fleet,
             migrations=world.migrations,
+            reforms=world.reforms,
             turnover=world.turnover,
             rolling=world.rolling,
             planning=planner(world),

@@ -148,6 +148,8 @@ class Residence:
                     return
                 if asked:
                     if not self._make_room(link, version):
+                        if self._prefer_promised(link):
+                            continue
                         self._blocked[link.name] = None
                         return
                 else:
@@ -156,6 +158,17 @@ class Residence:
                     continue
             link.loads.popleft()
             self._load(link, version)
+
+    def _prefer_promised(self, link: Link) -> bool:
+        """Put the first load that has its room already before those that wait for some; whether there is one."""
+        for handle in list(link.loads)[1:]:
+            version = self._registry.by_handle.get(handle)
+            waits = handle in link.reserved and version is not None and version.on.get(link.name) is State.NEW
+            if waits and version is not None and self._budget.missing(link, version) <= 0:
+                link.loads.remove(handle)
+                link.loads.appendleft(handle)
+                return True
+        return False
 
     def _load(self, link: Link, version: Version) -> None:
         self.loads += 1

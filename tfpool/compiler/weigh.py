@@ -15,12 +15,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tfpool.compiler.reach import reached
 from tfpool.store.manifest import ALIGNMENT, Weight
 from tfpool.types import numpy_dtype
 
 LEAST_BYTES = 4096
 WEIGHT, HANDLE, SOURCE, ALIAS = "w/{}", "w/{}/handle", "w/{}/source", "w/{}/alias"
 _DTYPES = frozenset((1, 2, 3, 4, 5, 6, 8, 9, 10, 14, 17, 18, 19, 22, 23))  # not strings, nor those without a kernel
+_CONTROL = frozenset(f"{ref}{name}" for ref in ("", "Ref") for name in ("Switch", "Merge", "Enter", "NextIteration"))
 _DROPPED = ("_class", "_output_shapes", "_grappler_ArithmeticOptimizer_MinimizeBroadcasts")
 
 
@@ -48,12 +50,18 @@ class Weigher:
         names: dict[str, str] = {}
         others = []
         for node in graph.node:
-            value = tf.make_ndarray(node.attr["value"].tensor) if _large(node) and node.name not in kept else None
+            moves = _large(node) and node.name not in kept and not (node.input and _inside(graph, node))
+            value = tf.make_ndarray(node.attr["value"].tensor) if moves else None
             if value is None:
                 names[node.name] = f"{prefix}/{node.name}"
                 others.append(node)
             else:
-                names[node.name] = WEIGHT.format(self._put(value, node.attr["dtype"].type))
+                weight = WEIGHT.format(self._put(value, node.attr["dtype"].type))
+                if node.input:
+                    names[node.name], names[weight] = f"{prefix}/{node.name}", weight
+                    others.append(_waiting(node, weight))
+                else:
+                    names[node.name] = weight
         for node in others:
             made = self.graph.node.add()
             made.CopyFrom(node)
@@ -114,11 +122,25 @@ def reading(number: int, weight: Weight) -> Iterator[Any]:
 
 
 def _large(node: Any) -> bool:
-    if node.op != "Const" or node.input or node.attr["dtype"].type not in _DTYPES:
-        return False  # one that waits for something belongs to a branch or a loop
+    if node.op != "Const" or node.attr["dtype"].type not in _DTYPES:
+        return False
     tensor = node.attr["value"].tensor
     count = prod(dim.size for dim in tensor.tensor_shape.dim)
     return bool(count * numpy_dtype(tensor.dtype).itemsize >= LEAST_BYTES)
+
+
+def _inside(graph: Any, node: Any) -> bool:
+    """Whether a constant belongs to a branch or a loop: by what it waits for."""
+    return any(source.op in _CONTROL for source in reached(graph, [node.name]))
+
+
+def _waiting(node: Any, weight: str) -> Any:
+    """What takes a constant's place and gives the weight, once what the constant waited for is done."""
+    from tensorflow.core.framework import node_def_pb2
+
+    made = node_def_pb2.NodeDef(op="Identity", name=node.name, input=[weight, *node.input])
+    made.attr["T"].type = node.attr["dtype"].type
+    return made
 
 
 def _renamed(source: str, names: dict[str, str]) -> str:

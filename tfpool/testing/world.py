@@ -206,48 +206,39 @@ class World:
             link.tells(bell.gauge)
             self.residence.unloaded(link, handle)
         elif what == "reform":
-            self._reform(link, bell, handle, Form(rest[0]))
+            self._reform(link, bell, handle, *rest)
         elif what == "load" and handle < 0:  # nobody has claimed it: its load is a secret
-            self._loads(bell, handle, rest[0])
+            self._loads(bell, handle, *rest)
         elif what == "load" and rest[0] in self.broken:
             bell.orders.pop(handle, None)
             self.residence.load_failed(link, handle, FailedPrecondition(f"{rest[0]}: broken"))
         else:
             self.residence.warming(link, handle)
             if what == "load":
-                self._loads(bell, handle, rest[0])
-            self.residence.loaded(link, handle, *self._took(bell, handle))
+                self._loads(bell, handle, *rest)
+            found, form, key = bell.took(handle)
+            self.residence.loaded(link, handle, found, self.signatures, {}, form, key)
             if self.bells[name] is bell:
                 link.tells(bell.gauge)
 
-    def _loads(self, bell: Bellows, handle: int, path: str) -> None:
+    def _loads(self, bell: Bellows, handle: int, path: str, form: str) -> None:
         """A worker loads what it was told to, in the form that it was told to if the store has that."""
-        form, stored = Form(bell.orders[handle][2].get("form", Form.PLAIN.value)), self.disk.store.get(path)
-        if form is Form.PLAIN or stored is None or stored.refusal:
-            bell.holds(handle, Form.PLAIN, self.size(path), "")
-        else:
-            bell.holds(handle, form, stored.footprints[form].nbytes, stored.key if form is Form.MAPPED else "")
-
-    def _took(
-        self, bell: Bellows, handle: int
-    ) -> tuple[Footprint, tuple[SignatureSpec, ...], dict[str, str], Form, str]:
-        nbytes, key = bell.held[handle], bell.maps.get(handle, "")
-        shared = self.size(bell.orders[handle][1]) if key else 0
-        return Footprint(nbytes, nbytes, 0.5, shared), self.signatures, {}, bell.forms[handle], key
-
-    def _reform(self, link: Link, bell: Bellows, handle: int, form: Form) -> None:
-        """A worker changes a form, whether somebody waits for it or not."""
-        path = bell.orders[handle][1]
         stored = self.disk.store.get(path)
-        if stored is not None and not stored.refusal:
-            bell.holds(handle, form, stored.footprints[form].nbytes, stored.key if form is Form.MAPPED else "")
-        if handle < 0:  # nobody has claimed it
-            return
-        if stored is None or stored.refusal:
-            self.reforms.failed(link, handle, "the store does not have it")
+        if form == Form.PLAIN.value or stored is None or stored.refusal:
+            bell.holds(handle, Form.PLAIN, Footprint(self.size(path), self.size(path), 0.5), "")
         else:
-            found, _, _, form, key = self._took(bell, handle)
-            self.reforms.changed(link, handle, found, form, key)
+            bell.holds(handle, Form(form), stored.footprints[Form(form)], stored.key)
+
+    def _reform(self, link: Link, bell: Bellows, handle: int, path: str, form: str) -> None:
+        """A worker changes a form, whether somebody waits for it or not."""
+        stored = self.disk.store.get(path)
+        able = stored is not None and not stored.refusal
+        if able:
+            self._loads(bell, handle, path, form)
+        if handle > 0 and able:  # else nobody has claimed it
+            self.reforms.changed(link, handle, *bell.took(handle))
+        elif handle > 0:
+            self.reforms.failed(link, handle, "the store does not have it")
         link.tells(bell.gauge)
 
     def compile(self, version: Version, refusal: str = "", gain: float = 1.5) -> Stored:
@@ -258,7 +249,7 @@ class World:
         sizes = {Form.PLAIN: nbytes, Form.MAPPED: private, Form.INLINED: private + nbytes}
         shared = {Form.MAPPED: nbytes}
         footprints = {form: Footprint(size, size, 0.1, shared.get(form, 0)) for form, size in sizes.items()}
-        stored = Stored(f"key of {version.path}", refusal, {} if refusal else footprints, gain)
+        stored = Stored(f"{nbytes} of {version.path}", refusal, {} if refusal else footprints, gain)
         self.disk.store[version.path] = version.stored = stored
         return stored
 

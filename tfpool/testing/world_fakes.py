@@ -15,6 +15,7 @@ from tfpool.broker.stored import Stored, look_up
 from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
 from tfpool.repository import describe
 from tfpool.repository.describe import Description
+from tfpool.repository.memo import Footprint
 from tfpool.repository.watcher import Done, Roster, Sighting
 from tfpool.settings import Form
 from tfpool.wire.messages import Bell, Gauge, unpack
@@ -99,9 +100,9 @@ class Disk:
 class Bellows:
     """The broker's end of a worker's doorbell; the worker is what the test makes of the messages.
 
-    ``slow`` has the loads, unloads and changes of form that it is at, ``runs`` the handle of each batch, ``held`` the
-    bytes of each handle, ``maps`` the file of the store that each maps, ``orders`` how each was ordered, ``forms`` the
-    form that each is held in.
+    ``slow`` has the loads, unloads and changes of form that it is at, ``runs`` the handle of each batch. By handle:
+    ``held`` are bytes, ``found`` what was measured, ``forms`` how it is held, ``maps`` the file of the store that it
+    maps, ``orders`` how it was ordered.
     """
 
     _numbers = iter(range(1000, 1_000_000))
@@ -112,6 +113,7 @@ class Bellows:
         self.slow: deque[tuple[Any, ...]] = deque()
         self.runs: dict[int, int] = {}
         self.held: dict[int, int] = {}
+        self.found: dict[int, Footprint] = {}
         self.maps: dict[int, str] = {}
         self.forms: dict[int, Form] = {}
         self.orders: dict[int, tuple[str, str, dict[str, Any]]] = {}
@@ -134,12 +136,12 @@ class Bellows:
         elif verb == Bell.LOAD:
             assert fields[0] not in self.held or fields[0] in self.told_off, "loaded twice"
             self.orders[fields[0]] = (fields[1], fields[2], fields[3])
-            self.slow.append(("load", fields[0], fields[2]))
+            self.slow.append(("load", fields[0], fields[2], fields[3].get("form", Form.PLAIN.value)))
         elif verb == Bell.REFORM:
             assert fields[0] in self.held, f"a change of {fields[0]}, which {self.name} does not hold"
             assert fields[0] not in self.told_off, f"a change of {fields[0]}, which is on its way out"
             assert ("reform", fields[0]) not in [order[:2] for order in self.slow], "told to change twice"
-            self.slow.append(("reform", *fields))
+            self.slow.append(("reform", fields[0], self.orders[fields[0]][1], fields[1]))
         elif verb == Bell.ADOPT:
             self._adopt(*fields)
         elif verb == Bell.UNLOAD:
@@ -156,6 +158,7 @@ class Bellows:
         names = {handle: -number for number, handle in enumerate(self.orders, 1)}
         self.orders = {names[handle]: order for handle, order in self.orders.items()}
         self.held = {names[handle]: nbytes for handle, nbytes in self.held.items() if handle in names}
+        self.found = {names[handle]: found for handle, found in self.found.items() if handle in names}
         self.maps = {names[handle]: key for handle, key in self.maps.items() if handle in names}
         self.forms = {names[handle]: form for handle, form in self.forms.items() if handle in names}
         self.slow = deque((what, names[h], *rest) for what, h, *rest in self.slow if what != "unload" and h in names)
@@ -167,22 +170,27 @@ class Bellows:
         self.orders[new] = self.orders.pop(handle)
         if handle in self.held:
             self.held[new] = self.held.pop(handle)
-            self.forms[new] = self.forms.pop(handle)
+            self.found[new], self.forms[new] = self.found.pop(handle), self.forms.pop(handle)
             if handle in self.maps:
                 self.maps[new] = self.maps.pop(handle)
-            self.slow.append(("told", new, self.orders[new][1]))
+            self.slow.append(("told", new))
         self.slow = deque((what, new if old == handle else old, *rest) for what, old, *rest in self.slow)
 
-    def holds(self, handle: int, form: Form, nbytes: int, key: str) -> None:
+    def holds(self, handle: int, form: Form, found: Footprint, key: str) -> None:
         """A load, or a change, has ended well."""
-        self.held[handle], self.forms[handle] = nbytes, form
+        self.held[handle], self.forms[handle] = found.nbytes, form
+        self.found[handle] = found
         self.maps.pop(handle, None)
-        if key:
+        if form is Form.MAPPED:
             self.maps[handle] = key
+
+    def took(self, handle: int) -> tuple[Footprint, Form, str]:
+        """What a model takes, in which form, and the file that it maps."""
+        return self.found[handle], self.forms[handle], self.maps.get(handle, "")
 
     def drops(self, handle: int) -> None:
         """An unload has ended."""
-        for known in (self.held, self.forms, self.maps):
+        for known in (self.held, self.found, self.forms, self.maps):
             known.pop(handle, None)
         self.told_off.discard(handle)
 

@@ -46,7 +46,7 @@ def _check_pages(world: World) -> None:
         maps[link.name] = {bell.maps[handle] for handle in known} if bell is not None else set()
         by.update(maps[link.name])
     for worker, keys in maps.items():
-        share = sum(world.size(key.removeprefix("key of ")) // by[key] for key in keys)
+        share = sum(int(key.split()[0]) // by[key] for key in keys)
         assert world.budget.pages.share(worker) == share, f"the pages that {worker} maps are not what we think"
 
 
