@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from bench.architectures import CACHE as CACHE
 from bench.architectures import MAKERS as ARCHITECTURES
 from tfpool.testing.models import MAKERS as SAMPLES
 from tfpool.testing.models import make_identity

@@ -214,7 +214,7 @@ _MANIFEST = replace(
     weights=(Weight(1, (2, 2), 0, 16), Weight(9, (), 64, 8)),
     digests={"graph.pb": "b" * 64, "weights.bin": "c" * 64},
     costs={Form.PLAIN: _COST},
-    start=Start("init", (("file:0", "assets/words"),)),
+    start=Start("init"),
 ).to_bytes()
 
 TARGETS: dict[str, Target] = {

@@ -89,7 +89,7 @@ def test_a_first_start_serves_at_once_and_changes_by_itself(make_pool: MakePool)
 
 
 def test_all_models_are_compiled_one_after_the_other(make_pool: MakePool) -> None:
-    kinds = [("double", {"name": f"d{i}", "replicas": (2, 2)}) for i in range(3)]
+    kinds: list[tuple[str, dict[str, Any]]] = [("double", {"name": f"d{i}", "replicas": (2, 2)}) for i in range(3)]
     kinds.append(("echo", {"preload": Loading.LAZY}))
     pool = make_pool(kinds, **STORE)
     with pool.client(timeout=SOON) as client:

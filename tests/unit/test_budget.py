@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tfpool.broker.budget import GUESS_BYTES, GUESS_FACTOR, MARGIN_BYTES, Budget
 from tfpool.broker.fleet import Link, WorkerState
 from tfpool.broker.registry import Version
+from tfpool.broker.stored import Stored
 from tfpool.repository.memo import Footprint
-from tfpool.settings import ModelSettings, WorkerSettings
+from tfpool.settings import Form, ModelSettings, WorkerSettings
 from tfpool.types import ModelKey
 
 MIB = 1 << 20
@@ -123,3 +126,89 @@ def test_one_that_others_hold_stays_known(evicted: bool) -> None:
     made.released(second, 1, evicted=evicted, elsewhere=False)
     made.released(second, 1, evicted=evicted, elsewhere=False)  # told twice
     assert made.victims(MIB, [one]) == []
+
+
+# -- with a store --------------------------------------------------------------------------------------------------
+
+MAPPED = Footprint(2 * MIB, 3 * MIB, 0.05, 20 * MIB)
+COSTS = {Form.PLAIN: Footprint(50 * MIB, 60 * MIB, 1.0), Form.MAPPED: MAPPED, Form.INLINED: Footprint(MIB, 30 * MIB, 1)}
+
+
+def stored(handle: int = 1, form: Form | None = None, refusal: str = "") -> Version:
+    made = version(handle)
+    made.settings = replace(made.settings, form=form)
+    made.stored = Stored("key", refusal, {} if refusal else COSTS, 1.2)
+    return made
+
+
+def test_what_is_compiled_takes_what_was_measured_then() -> None:
+    made, _ = budget({1: Footprint(55 * MIB, 65 * MIB, 1.0)})
+    assert made.expected(stored()) == MAPPED
+    assert made.expected(stored(form=Form.INLINED)) == COSTS[Form.INLINED]
+    assert made.need(link(), stored()) == 3 * MIB + MARGIN_BYTES + 20 * MIB
+    made.pages.map("w", 7, "key", 20 * MIB)
+    assert made.need(link(), stored()) == 3 * MIB + MARGIN_BYTES, "another model maps it there already"
+    made.pages.unmap("w", 7)
+    made.pages.map("v", 1, "key", 20 * MIB)
+    assert made.need(link(), stored()) == 3 * MIB + MARGIN_BYTES + 10 * MIB, "half of it"
+
+
+def test_what_the_mapped_form_took_says_nothing_of_others() -> None:
+    """Of one that is remembered as mapped nothing is known when it has to be loaded plain."""
+    known = {1: MAPPED}
+    made, _ = budget(known)
+    assert made.expected(version(1)) is None, "the store lost it, or there is none any more"
+    assert made.expected(stored(form=Form.PLAIN)) is None
+    assert made.expected(stored(refusal="it counts")) is None
+    unfit = stored()
+    unfit.unfit = "it kills"
+    assert made.expected(unfit) is None
+    assert made.need(link(), version(1, 5 * MIB)) == GUESS_FACTOR * 5 * MIB + GUESS_BYTES
+    assert made.expected(stored()) == MAPPED
+
+
+def test_a_gpu_holds_no_compiled_models() -> None:
+    plain = Footprint(55 * MIB, 65 * MIB, 1.0)
+    gpu = Link(WorkerSettings("g", "gpu:0", memory=200 * MIB), WorkerState.READY)
+    made, _ = budget({1: plain})
+    assert made.expected(stored(), gpu) == plain
+    assert made.need(gpu, stored()) == 65 * MIB + MARGIN_BYTES
+    made, _ = budget()
+    assert made.expected(stored(), gpu) is None
+    assert made.expected(stored(), link()) == MAPPED
+
+
+def test_a_change_of_form_moves_bytes_to_the_pages_and_back() -> None:
+    made, footprints = budget()
+    worker, one = link(), stored()
+    made.admitted(worker, one, COSTS[Form.PLAIN])
+    assert made.committed(worker) == BASE + 50 * MIB
+    worker.reserved[1] = 5
+    made.reformed(worker, one, MAPPED, Form.MAPPED, "key")
+    assert (worker.reserved, worker.resident, worker.forms) == ({}, {1: 2 * MIB}, {1: Form.MAPPED})
+    assert made.committed(worker) == BASE + 22 * MIB
+    assert made.gives(worker, 1) == 22 * MIB
+    assert footprints["print 1"] == MAPPED
+    assert made.victims(22 * MIB, [one]) == [one]
+    assert made.victims(23 * MIB, [one]) == [], "it is not what it was when it was loaded"
+    made.reformed(worker, one, COSTS[Form.INLINED], Form.INLINED, "")
+    assert made.committed(worker) == BASE + MIB
+    assert footprints["print 1"] == MAPPED, "it will be loaded mapped"
+    made.reformed(worker, one, MAPPED, Form.MAPPED, "key")
+    made.released(worker, 1, evicted=False, elsewhere=False)
+    assert made.committed(worker) == BASE
+    assert made.pages.share("w") == 0
+    assert not worker.forms
+
+
+def test_what_leaves_gives_its_part_of_the_pages_back() -> None:
+    made, _ = budget()
+    first = link()
+    for one in (stored(1), stored(2)):
+        made.admitted(first, one, MAPPED, Form.MAPPED, "key")
+    first.unloading.add(1)
+    assert made.leaving(first) == 2 * MIB, "the other still maps it"
+    first.unloading.clear()
+    made.released(first, 2, evicted=False, elsewhere=False)
+    first.unloading.add(1)
+    assert made.leaving(first) == 22 * MIB

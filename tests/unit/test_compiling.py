@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,8 +52,8 @@ class Shop:
 
     def __init__(self, *models: ModelSettings, device: str = "cpu", enabled: bool = True, **options: Any) -> None:
         self.world = World(*models, store=True, **{"workers": 1, **options})
-        for settings in models:
-            put(self.world, 1, name=settings.name)
+        for one in models:
+            put(self.world, 1, name=one.name)
         SHOPS.append(self)
         self.watched: set[int] = set()
         self.orders: list[str] = []
@@ -337,3 +338,17 @@ def test_deaths_and_evictions_meanwhile_are_no_failures() -> None:
     assert shop.orders == ["m"]
     assert shop.version().stored is not None
     check_rest(world)
+
+
+@pytest.mark.parametrize("form", [Form.INLINED, Form.MAPPED])
+def test_a_form_that_is_set_later(form: Form) -> None:
+    """By a reload, say, which leaves what serves alone."""
+    other = Form.MAPPED if form is Form.INLINED else Form.INLINED
+    shop = Shop(model(form=other))
+    shop.step()
+    shop.compiles()
+    shop.step()
+    assert shop.forms() == [other]
+    shop.version().settings = replace(shop.version().settings, form=form)
+    shop.step()
+    assert shop.forms() == [form]

@@ -18,8 +18,8 @@ from tfpool.placement.snapshot import Hold, Kind, Rules, Snapshot, Step
 from tfpool.repository.memo import Footprint
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.curves import Point
-from tfpool.settings import Loading, PlacementPolicy
-from tfpool.testing.world import World, model, ready
+from tfpool.settings import Form, Loading, PlacementPolicy
+from tfpool.testing.world import World, model, put, ready
 from tfpool.testing.world_fakes import BASE, MIB
 from tfpool.testing.world_plans import planner
 from tfpool.testing.world_rules import check_rest
@@ -435,3 +435,95 @@ def test_a_journal_that_nobody_reads_holds_up_neither_decisions_nor_the_end(tmp_
         os.close(reader)
     assert logbook._writer is not None
     assert not logbook._writer.is_alive()
+
+
+# -- forms ---------------------------------------------------------------------------------------------------------
+
+
+def compiled(memory: int | None = None, **settings: Any) -> Planned:
+    """A pool whose only model is mapped, and would run twice as fast inlined."""
+    world = World(model(), workers=1, memory=memory, store=True)
+    world.disk.sizes["/m/1"] = 8 * MIB
+    put(world, 1)
+    world.settle()
+    planned = Planned(world, **settings)
+    world.compile(planned.version(), gain=2.0)
+    world.reforms.begin(planned.version(), world.fleet.links["w0"], Form.MAPPED, "store")
+    world.settle()
+    return planned
+
+
+def step_of(planned: Planned, kind: Kind) -> Step:
+    return Step(kind, planned.version().handle, "m:1", "", "w0", 8 * MIB, 1.0, 0.1, "because")
+
+
+def form(planned: Planned) -> Form:
+    return planned.world.fleet.links["w0"].forms[planned.version().handle]
+
+
+def test_what_is_hot_is_inlined_and_what_has_cooled_down_gives_way() -> None:
+    planned = compiled(memory=(BASE + 40 * MIB) * 10 // 9, policy=PlacementPolicy.AUTO)
+    planned.measured("m")
+    planned.go(60, m=80)
+    assert form(planned) is Form.INLINED
+    (change,) = [one for one in planned.world.reforms.recent if one.by == "planner"]
+    assert change.error is None
+    assert change.reason
+    check_rest(planned.world)
+
+
+def test_a_step_changes_a_form_and_back() -> None:
+    planned = compiled()
+    for kind, wanted in ((Kind.INLINE, Form.INLINED), (Kind.MAP, Form.MAPPED)):
+        outcome = planned.planning.take(step_of(planned, kind), planned.snapshot(), "plan")
+        assert outcome.error is None
+        assert not outcome.over
+        planned.world.settle()
+        assert outcome.over
+        assert form(planned) is wanted
+    assert [past.when for past in planned.world.migrations.past()] == [planned.world.now] * 2
+    check_rest(planned.world)
+
+
+@pytest.mark.parametrize("why", ["no room", "gone from the store", "gone from the worker"])
+def test_a_form_that_cannot_be_is_not_asked_for_again_at_once(why: str) -> None:
+    planned = compiled(memory=(BASE + (11 if why == "no room" else 40) * MIB) * 10 // 9)
+    world = planned.world
+    if why == "gone from the store":
+        world.disk.store.clear()
+    elif why == "gone from the worker":
+        world.residence.evict(world.fleet.links["w0"], planned.version())
+    planned.planning.survey.look(world.now)
+    outcome = planned.planning.take(step_of(planned, Kind.INLINE), planned.snapshot(), "planner")
+    world.settle()
+    assert outcome.over
+    view = planned.snapshot().servables[0]
+    assert not view.movable
+    assert (outcome.error is None) == (why == "gone from the store")
+    assert (planned.version().stored is None) == (why == "gone from the store")
+    assert not world.fleet.links["w0"].reserved
+    world.now += 20.0
+    assert planned.snapshot().servables[0].movable
+
+
+def test_a_worker_that_dies_meanwhile_ends_the_step() -> None:
+    planned = compiled()
+    outcome = planned.planning.take(step_of(planned, Kind.INLINE), planned.snapshot(), "plan")
+    planned.world.lose("w0")
+    planned.world.turn()
+    assert outcome.over
+    planned.world.settle()
+    assert form(planned) is Form.MAPPED
+    check_rest(planned.world)
+
+
+@pytest.mark.parametrize("kind", [Kind.INLINE, Kind.MIGRATE, Kind.EVICT])
+def test_a_step_of_a_version_that_is_gone(kind: Kind) -> None:
+    """It may be removed while the planner thinks."""
+    planned = compiled()
+    seen, step = planned.snapshot(), step_of(planned, kind)
+    planned.world.lifecycle.remove(planned.world.model())
+    planned.world.settle()
+    outcome = planned.planning.take(step, seen, "planner")
+    assert outcome.over
+    assert outcome.error is not None

@@ -43,7 +43,7 @@ def manifest(**changes: Any) -> Manifest:
         },
         gain=1.17,
         difference=1e-6,
-        start=Start("s0/init", (("s0/file:0", "assets/words.txt"),)),
+        start=Start("s0/init"),
     )
     return replace(made, **changes)
 
@@ -146,8 +146,6 @@ SIGNATURE = json.loads(manifest().to_bytes())["signatures"][0]
         ({"costs": {"plain": COST | {"threads": 0}}}, "got 0, expected a whole number"),
         ({"costs": {"plain": COST | {"curves": [[[0, 1.0]]]}}}, "got 0, expected a whole number"),
         ({"costs": {"plain": COST | {"curves": [[[1, 2, 3]]]}}}, "not a manifest: ValueError"),
-        ({"start": {"operation": "i", "assets": [["a", "/etc/passwd"]]}}, "expected a file within the model's"),
-        ({"start": {"operation": "i", "assets": [["a", "assets/../../x"]]}}, "expected a file within the model's"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], expected: str) -> None:

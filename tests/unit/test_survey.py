@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tfpool.broker.registry import Version
 from tfpool.broker.survey import GUESSED_LOAD_SECONDS, Survey
-from tfpool.placement.snapshot import Hold, Kind, ServableView
+from tfpool.placement.snapshot import Hold, Inlined, Kind, ServableView
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.curves import Point
-from tfpool.settings import Loading
+from tfpool.settings import Form, Loading
 from tfpool.testing.world import World, model, put, ready
 from tfpool.testing.world_fakes import BASE, MIB
 from tfpool.testing.world_plans import planner
@@ -192,3 +193,100 @@ def test_a_worker_that_is_kept_for_one_version_says_so() -> None:
     assert views.pop(here) == seen.version().handle
     assert set(views.values()) == {0}
     assert not seen.view("m:1").movable
+
+
+# -- forms ---------------------------------------------------------------------------------------------------------
+
+SIZE = 8 * MIB
+PRIVATE = SIZE // 4
+
+
+def stored(workers: int = 1, refusal: str = "", **options: Any) -> Seen:
+    """A world with a model of 8 MiB in the store, which every worker serves mapped."""
+    world = World(model(replicas=(workers, workers), **options), workers=workers, store=True)
+    world.disk.sizes["/m/1"] = SIZE
+    put(world, 1)
+    world.settle()
+    seen = Seen(world)
+    world.compile(seen.version(), refusal, gain=1.5)
+    if not refusal:
+        for link in world.fleet.links.values():
+            world.reforms.begin(seen.version(), link, Form.MAPPED, "test")
+        world.settle()
+    seen.survey.look(world.now)
+    return seen
+
+
+def change(seen: Seen, form: Form, worker: str = "w0") -> None:
+    seen.world.reforms.begin(seen.version(), seen.world.fleet.links[worker], form, "test")
+    seen.world.settle()
+    seen.survey.look(seen.world.now)
+
+
+def test_pages_that_several_map_are_shared_out() -> None:
+    assert stored(1).view().nbytes == PRIVATE + SIZE
+    assert stored(2).view().nbytes == PRIVATE + SIZE // 2
+    seen = stored(4)
+    assert seen.view().nbytes == PRIVATE + SIZE // 4
+    assert [view.held for view in seen.survey.snapshot(seen.world.now).workers] == [PRIVATE + SIZE // 4] * 4
+
+
+def test_what_the_inlined_form_takes_beside_the_mapped_one() -> None:
+    seen = stored()
+    assert seen.view().inlined == Inlined(SIZE, SIZE + PRIVATE, 0.1, 1.5)
+    assert not seen.view().on["w0"].inlined
+    change(seen, Form.INLINED)
+    assert seen.view().on["w0"].inlined
+    assert seen.view().inlined == Inlined(SIZE, SIZE + PRIVATE, 0.1, 1.5)
+    assert seen.view().nbytes == PRIVATE + SIZE, "of one that is mapped"
+
+
+@pytest.mark.parametrize("form", [Form.PLAIN, Form.MAPPED, Form.INLINED])
+def test_a_form_that_settings_name_is_not_the_planners_to_change(form: Form) -> None:
+    seen = stored()
+    version = seen.version()
+    version.settings = replace(version.settings, form=form)
+    assert seen.view().inlined is None
+
+
+def test_what_is_not_compiled_has_no_other_form() -> None:
+    assert stored(refusal="it counts").view().inlined is None
+    seen = stored()
+    seen.version().unfit = "it kills"
+    assert seen.view().inlined is None
+    seen.version().unfit, seen.version().stored = "", None
+    assert seen.view().inlined is None
+
+
+def test_the_gain_is_what_runs_have_shown() -> None:
+    """As soon as enough have run in both forms; what was measured before they did counts no more."""
+    seen = stored()
+    link, handle = seen.world.fleet.links["w0"], seen.version().handle
+
+    def runs(count: int, seconds: float) -> None:
+        for _ in range(count):
+            link.ran(handle, 1, seconds)
+        seen.survey.look(seen.world.now)
+
+    def gain() -> float:
+        found = seen.view().inlined
+        assert found is not None
+        return found.gain
+
+    runs(2000, 0.010)
+    change(seen, Form.INLINED)
+    runs(500, 0.008)
+    assert gain() == 1.5
+    runs(1500, 0.008)
+    assert gain() == pytest.approx(1.25)
+    change(seen, Form.MAPPED)
+    runs(6000, 0.008)
+    assert gain() < 1.1
+
+
+def test_a_version_that_changes_its_form_is_left_alone() -> None:
+    seen = stored()
+    seen.world.reforms.begin(seen.version(), seen.world.fleet.links["w0"], Form.INLINED, "test")
+    assert not seen.view().movable
+    seen.world.settle()
+    assert seen.view().movable

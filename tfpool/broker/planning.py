@@ -24,7 +24,7 @@ from tfpool.broker.residence import Residence
 from tfpool.broker.rolling import Rolling
 from tfpool.broker.room import Room
 from tfpool.broker.survey import Survey
-from tfpool.errors import FailedPrecondition, TfpoolError
+from tfpool.errors import FailedPrecondition, NotFound, TfpoolError
 from tfpool.placement.planner import after, plan
 from tfpool.placement.snapshot import Kind, Rules, Snapshot, Step
 from tfpool.settings import Form, PlacementPolicy, PlacementSettings
@@ -255,7 +255,9 @@ class Planning:
             self._migrations.note(step)
             self._rolling.begin([self._fleet.links[step.source]], "recycle", step.reason)
             return Outcome(step, seen)
-        version = self._registry.by_handle[step.handle]
+        version = self._registry.by_handle.get(step.handle)
+        if version is None:  # it went while the planner thought
+            return Outcome(step, seen, error=NotFound(f"{step.name} is gone"))
         try:
             return Outcome(step, seen, self._begin(version, step, by))
         except TfpoolError as error:

@@ -18,7 +18,7 @@ from tfpool.errors import FailedPrecondition, InvalidArgument, NotFound, Permiss
 from tfpool.repository.describe import Description
 from tfpool.repository.scan import scan
 from tfpool.repository.states import State
-from tfpool.settings import ModelSettings
+from tfpool.settings import Form, ModelSettings
 
 
 class Reload:
@@ -183,7 +183,8 @@ def _same(version: Version, settings: ModelSettings, path: str) -> bool:
     """Whether a version that is there may serve on under other settings."""
     has = version.settings
     alike = (has.stateful, has.pin, has.preload) == (settings.stateful, settings.pin, settings.preload)
-    return alike and version.path == path and version.goal is not Goal.OFF
+    plain = (has.form is Form.PLAIN) == (settings.form is Form.PLAIN)  # other forms are changed to where it is
+    return alike and plain and version.path == path and version.goal is not Goal.OFF
 
 
 def _look(base_path: str, roots: tuple[str, ...]) -> dict[int, str]:

@@ -52,6 +52,8 @@ def build(
             weigher.add(graph, prefix, _ends(definition))
             signatures.append(_compiled(signature, definition, prefix))
         weigher.finish()
+        file.flush()
+        os.fsync(file.fileno())  # pages that wait to be written would be measured as a process's own
     nodes, start = tables.filling(held)
     weigher.graph.node.extend(nodes)
     _write(os.path.join(draft, GRAPH), weigher.graph)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
+from tfpool.compiler import fuse
 from tfpool.errors import FailedPrecondition
 from tfpool.worker.restore import brief
 
 _LARGEST_GRAPH = 1 << 31  # a protobuf message cannot be larger
 _HIDDEN_BYTES = 16 << 20
+_DEVICE = "/job:localhost/replica:0/task:0/device:CPU:0"  # nothing is fused where grappler does not know it
 _VARIABLES = {
     *("VarHandleOp", "Variable", "VariableV2", "VariableShape", "ReadVariableOp"),
     *("ResourceGather", "ResourceGatherNd"),
@@ -47,9 +49,12 @@ def freeze(session: Any, graph: Any, definition: Any, name: str) -> Any:
 
 def optimize(frozen: Any, definition: Any, name: str) -> Any:
     """The frozen GraphDef as grappler leaves it. Raises FailedPrecondition."""
-    hidden = _hide(frozen, {info.name.partition(":")[0] for info in definition.outputs.values()})
+    ends = {info.name.partition(":")[0] for infos in (definition.inputs, definition.outputs) for info in infos.values()}
+    hidden = _hide(frozen, ends)
     try:
         optimized = _grappled(frozen, definition, name, [])
+        if fuse.fold_scales(optimized, ends) + fuse.name_biases(optimized, ends):
+            optimized = _grappled(optimized, definition, name, ["remap"])
     except Exception as error:  # anything that its passes may raise
         raise FailedPrecondition(f"signature {name!r} cannot be optimized: {brief(error)}") from None
     for node in optimized.node:
@@ -73,6 +78,8 @@ def _grappled(graph: Any, definition: Any, name: str, passes: list[str]) -> Any:
     from tensorflow.python.grappler import tf_optimizer
 
     _add_unused(graph, definition)
+    for node in graph.node:
+        node.device = node.device or _DEVICE
     meta = meta_graph_pb2.MetaGraphDef(graph_def=graph)
     meta.signature_def[name].CopyFrom(definition)
     config = config_pb2.ConfigProto()

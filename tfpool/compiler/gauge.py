@@ -20,9 +20,9 @@ from tfpool.worker.memory import Meter, trim
 
 FORMS = (Form.MAPPED, Form.INLINED)
 MOST_ROWS = 128
-CURVES_AS_IF_LOADED = 8.0  # seconds: a tenth of it goes into the curves of a form
+CURVES_AS_IF_LOADED = 4.0  # seconds: a tenth of it goes into the curves of a form
 _ROUNDS = 15
-_SECONDS = 2.0  # for the rounds of one size
+_SECONDS = 1.0  # for the rounds of one size
 _TURN_SECONDS = 0.02
 _TURN_RUNS = 3
 

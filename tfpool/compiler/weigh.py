@@ -20,10 +20,10 @@ from tfpool.store.manifest import ALIGNMENT, Weight
 from tfpool.types import numpy_dtype
 
 LEAST_BYTES = 4096
+_MEANT = ("_XlaMustCompile", "_noinline", "_lower_using_switch_merge", "_parallel_iterations")
 WEIGHT, HANDLE, SOURCE, ALIAS = "w/{}", "w/{}/handle", "w/{}/source", "w/{}/alias"
 _DTYPES = frozenset((1, 2, 3, 4, 5, 6, 8, 9, 10, 14, 17, 18, 19, 22, 23))  # not strings, nor those without a kernel
 _CONTROL = frozenset(f"{ref}{name}" for ref in ("", "Ref") for name in ("Switch", "Merge", "Enter", "NextIteration"))
-_DROPPED = ("_class", "_output_shapes", "_grappler_ArithmeticOptimizer_MinimizeBroadcasts")
 
 
 class Weigher:
@@ -69,8 +69,7 @@ class Weigher:
             del made.input[:]
             made.input.extend(_renamed(source, names) for source in node.input)
             _call_by(made, renamed)
-            for attribute in _DROPPED:
-                made.attr.pop(attribute, None)
+            _strip(made)
         for function in graph.library.function:
             made = self.graph.library.function.add()
             made.CopyFrom(function)
@@ -78,7 +77,7 @@ class Weigher:
             for inner in made.node_def:
                 inner.device = ""
                 _call_by(inner, renamed)
-                inner.attr.pop("_class", None)
+                _strip(inner)
 
     def finish(self) -> None:
         """Add what reads the weights."""
@@ -119,6 +118,13 @@ def reading(number: int, weight: Weight) -> Iterator[Any]:
     made[0].attr["shared_name"].s = handle.encode()
     made[0].attr["container"].s = b""
     return iter(made)
+
+
+def _strip(node: Any) -> None:
+    """Drop what only passes over the graph, and readers of its errors, would look at: every replica would keep it."""
+    node.ClearField("experimental_debug_info")
+    for attribute in [name for name in node.attr if name.startswith("_") and name not in _MEANT]:
+        del node.attr[attribute]
 
 
 def _large(node: Any) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -76,11 +75,9 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What has to run once before the first request: ``operation``, which is fed the paths of ``assets`` (tensor,
-    file within the model's directory)."""
+    """What has to run once before the first request."""
 
     operation: str
-    assets: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,17 +225,7 @@ def _point(told: list[Any]) -> tuple[int, float]:
 
 
 def _start(told: dict[str, Any]) -> Start:
-    return Start(_text(told["operation"]), _each(told["assets"], _asset))
-
-
-def _asset(told: list[Any]) -> tuple[str, str]:
-    tensor, file = told
-    if os.path.isabs(_text(file)) or os.pardir in file.split(os.sep):
-        _fail("asset", file, "a file within the model's directory")
-    return _text(tensor), file
-
-
-# -- values ----------------------------------------------------------------------------------------------------------
+    return Start(_text(told["operation"]))
 
 
 def _fail(what: str, got: object, expected: object) -> NoReturn:

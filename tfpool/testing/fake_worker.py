@@ -24,6 +24,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from tfpool.broker import compiling
 from tfpool.client.sync import Client
 from tfpool.errors import DeadlineExceeded, FailedPrecondition, TfpoolError, Unavailable
 from tfpool.repository import describe
@@ -54,6 +55,8 @@ from tfpool.worker.loader import Loaded
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
+RETRY_SECONDS = 2.0
+"""What could not be compiled is tried again after twice as long, and then after four times."""
 BASE_BYTES = 32 << 20
 SHARED_BYTES = 8 << 20
 """What two workers share, beside what each has to itself."""
@@ -85,6 +88,7 @@ def install() -> None:
     memory.host = _gauge
     gpu.reader = lambda device: (lambda: None) if device == "cpu" else _on_gpu
     fake_compiler.install()
+    compiling.RETRY_SECONDS = RETRY_SECONDS
 
 
 def _describe(directory: str, tags: Sequence[str] = (), roots: Sequence[str] = ()) -> Description:
@@ -202,8 +206,8 @@ def model(directory: Path, kind: str, name: str = "", versions: Iterable[int] = 
     """Settings of a model of a kind, its directory made; keys of BatchingSettings go into ``batching``, those of
     :class:`Orders` into each version, and those of :class:`Recipe` beside them."""
     base = directory / (f"{kind}-{name}" if name else kind)
-    base.mkdir(exist_ok=True)
     for key in [key for key in options if key in vars(Recipe("")) and key != "base"]:
+        base.mkdir(exist_ok=True)
         getattr(Recipe(base), key).write_text(str(options.pop(key)))
     orders = {key: options.pop(key) for key in list(options) if key in vars(Orders(""))}
     for number in versions:

@@ -162,7 +162,9 @@ class Worker:
 
     def _measured(self, holding: Holding, load: Callable[[], Opened]) -> tuple[Opened, dict[str, Any]]:
         """Load a model and warm it up; what the broker is told of it. Raises what loading raises."""
-        options, begun = holding.options, self._meter.begin()
+        options = holding.options
+        memory.trim()  # what earlier runs have freed is not this load's to give back
+        begun = self._meter.begin()
         try:
             opened = load()
             self._holdings.tell(holding, Bell.WARMING)
