@@ -320,6 +320,7 @@ def test_deaths_and_evictions_meanwhile_are_no_failures() -> None:
     world = shop.world
     shop.step()
     shop.compiles()
+    stored = shop.version().stored
     for turn in range(2 * MOST_TRIES):
         link = world.fleet.links["w0"]
         world.disk.store, kept = {}, world.disk.store
@@ -329,7 +330,7 @@ def test_deaths_and_evictions_meanwhile_are_no_failures() -> None:
             world.request("m")
             world.settle()
         assert shop.forms() == [Form.PLAIN], turn
-        world.disk.store = kept
+        world.disk.store, shop.version().stored = kept, stored
         world.now += 1.0
         shop.compiling.step(world.now)
         assert world.reforms.active
@@ -352,3 +353,19 @@ def test_a_form_that_is_set_later(form: Form) -> None:
     shop.version().settings = replace(shop.version().settings, form=form)
     shop.step()
     assert shop.forms() == [form]
+
+
+def test_what_a_worker_did_not_find_is_compiled_again() -> None:
+    shop = Shop(model())
+    world = shop.world
+    shop.step()
+    shop.compiles()
+    world.disk.store = {}
+    world.residence.evict(world.fleet.links["w0"], shop.version())
+    world.request("m")
+    world.settle()
+    assert shop.forms() == [Form.PLAIN]
+    assert shop.version().stored is None, "it has gone"
+    world.now += 1.0
+    shop.compiling.step(world.now)
+    assert shop.orders == ["m", "m"]

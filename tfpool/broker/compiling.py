@@ -95,6 +95,9 @@ class Compiling:
             return
         self._mend(now)
         self._touch(now)
+        self._begin_next(now)
+
+    def _begin_next(self, now: float) -> None:
         if self.job is not None or self._looking:
             return
         self._started = self._started or self._settled() or now > self._begun + LONGEST_START_SECONDS
@@ -221,6 +224,7 @@ class Compiling:
             return
         version.uncompiled = version.stored.refusal
         self._registry.epoch += 1
+        self._begin_next(self._reforms.now())
 
     # -- replicas ----------------------------------------------------------------------------------------------
 

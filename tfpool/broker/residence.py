@@ -287,6 +287,8 @@ class Residence:
             return
         version.error, version.deaths, version.faults, version.failures = None, 0, 0, 0
         version.proven, version.urgent, version.cold = True, False, False
+        if form is Form.PLAIN and version.compiled and link.settings.device == "cpu":
+            version.stored = None  # the worker has found that the store has it no more
         if usual(version, form):
             version.load_seconds, version.memory_bytes = found.load_seconds, found.nbytes
             version.peak_bytes = found.peak
