@@ -26,8 +26,8 @@ def models(broker: Broker) -> list[dict[str, Any]]:
 def _asked(broker: Broker, row: dict[str, Any], model: Model) -> dict[str, Any]:
     """A version's row with what is asked of it, what that costs, and in which forms it is held."""
     version = model.versions.get(row["version"])
-    if version is None:
-        return row
+    if version is None:  # it is leaving, or there is none yet
+        return {**row, "forms": {}}
     forms = {link.name: form.value for link in broker.fleet.links.values() if (form := link.forms.get(version.handle))}
     store = state_of(version, broker.compiling)
     return {**row, **plans.demand(version, broker.planning.survey), "forms": forms, "store": store}
