@@ -82,7 +82,7 @@ class Crowd:
         self._running = False
         if error is None:
             until(lambda: len(self._outcomes) == self._sent, SOON, "every request has an outcome")
-            assert self._bad == []
+            assert not self._bad, self._bad[0]
             assert set(self._outcomes.values()) == {1}
 
     def _send(self) -> None:
