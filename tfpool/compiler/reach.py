@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from tfpool.worker.loader import called_by
+
 
 def reached(graph: Any, names: Iterable[str]) -> list[Any]:
     """The nodes that have to run for those of ``names``, themselves too, and those of the functions they call."""
@@ -25,15 +27,3 @@ def reached(graph: Any, names: Iterable[str]) -> list[Any]:
                 called.add(function)
                 every.extend(functions[function])
     return every
-
-
-def called_by(node: Any) -> Iterable[str]:
-    """Names of the functions that a node calls, if they are any: its operation may be one."""
-    yield node.op
-    for value in node.attr.values():
-        kind = value.WhichOneof("value")
-        if kind == "func":
-            yield value.func.name
-        elif kind == "list":
-            for function in value.list.func:
-                yield function.name

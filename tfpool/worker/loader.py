@@ -220,7 +220,7 @@ class _Mutations:
         return False
 
     def _mutates(self, node: Any) -> bool:
-        return node.op.startswith(_MUTATING) or any(self._function(name) for name in _called(node))
+        return node.op.startswith(_MUTATING) or any(self._function(name) for name in called_by(node))
 
     def _function(self, name: str) -> bool:
         found = self._known.get(name)
@@ -230,8 +230,8 @@ class _Mutations:
         return found
 
 
-def _called(node: Any) -> Iterable[str]:
-    """Names of the functions that a node calls."""
+def called_by(node: Any) -> Iterable[str]:
+    """Names of the functions that a node calls, if they are any: its operation may be one."""
     yield node.op
     for value in node.attr.values():
         kind = value.WhichOneof("value")
