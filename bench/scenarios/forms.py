@@ -230,7 +230,7 @@ def _opener(store: str, path: str, form: str, config: Any) -> Callable[[], Any]:
     def opened() -> Any:
         entry = shelf.find(path)
         assert entry is not None
-        return compiled.open_entry(shelf, entry, Form(form), config, path)
+        return compiled.open_entry(shelf, entry, Form(form), config)
 
     return opened
 

@@ -75,7 +75,7 @@ def test_compiled_models_give_the_same(zoo: Path, shelf: Shelf, name: str) -> No
     original = loader.load(path, config)
     warmup.warm(original, ())
     for form in (Form.MAPPED, Form.INLINED):
-        opened = compiled.open_entry(shelf, entry, form, config, path)
+        opened = compiled.open_entry(shelf, entry, form, config)
         assert [s.spec for s in opened.signatures] == [s.spec for s in original.signatures]
         for ours, theirs in zip(opened.signatures, original.signatures, strict=True):
             for feeds in asked(theirs):
@@ -118,7 +118,7 @@ def test_tables_are_filled_from_the_entry_alone(zoo: Path, shelf: Shelf, tmp_pat
     make(shelf, path)
     entry = shelf.find(path)
     assert entry is not None
-    opened = compiled.open_entry(shelf, entry, Form.MAPPED, loader.session_config(1, None), str(tmp_path / "gone"))
+    opened = compiled.open_entry(shelf, entry, Form.MAPPED, loader.session_config(1, None))
     original = loader.load(path, loader.session_config(1, None))
     known, unknown = (np.array([word], object) for word in (b"word5", b"nobody"))
     for text in (known, unknown):
@@ -159,7 +159,7 @@ def test_an_entry_that_was_tampered_with_is_not_opened(zoo: Path, tmp_path: Path
     with open(entry.weights, "r+b") as file:
         file.write(b"\1\2\3")
     with pytest.raises(FailedPrecondition, match=r"weights\.bin: corrupt"):
-        compiled.open_entry(shelf, entry, Form.MAPPED, loader.session_config(1, None), path)
+        compiled.open_entry(shelf, entry, Form.MAPPED, loader.session_config(1, None))
     assert make(shelf, path).outcome is Outcome.COMPILED
 
 
@@ -169,7 +169,7 @@ def test_mapped_weights_are_the_pages_of_the_file(zoo: Path, shelf: Shelf) -> No
     make(shelf, path)
     entry = shelf.find(path)
     assert entry is not None
-    opened = compiled.open_entry(shelf, entry, Form.MAPPED, loader.session_config(1, None), path)
+    opened = compiled.open_entry(shelf, entry, Form.MAPPED, loader.session_config(1, None))
     for signature in opened.signatures:
         signature.call(*inputs.make(signature, 3, 1))
     fields = mapping_of(entry.weights)

@@ -161,7 +161,7 @@ def _compile(
     forms: dict[Form, Loaded] = {}
     costs, difference = {Form.PLAIN: gauge.timed(plain, original, threads)}, 0.0
     for form in gauge.FORMS:
-        opened = partial(compiled.open_entry, shelf, entry, form, config, path)
+        opened = partial(compiled.open_entry, shelf, entry, form, config)
         proven = opened()
         difference = max(difference, probes.compare(proven))
         proven.close()

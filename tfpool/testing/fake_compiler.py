@@ -114,8 +114,9 @@ def _compile(
     )
 
 
-def open_entry(shelf: Shelf, entry: Entry, form: Form, config: Any, path: str) -> Loaded:
+def open_entry(shelf: Shelf, entry: Entry, form: Form, config: Any) -> Loaded:
     """The model that was compiled, checked as a real one is."""
+    path = entry.manifest.source
     recipe = Recipe(Path(path).parent)
     with open(recipe.opened, "a") as file:
         print(Path(path).name, form.value, file=file)

@@ -27,8 +27,8 @@ _MADV_POPULATE_READ = 22
 _NO_OPTIMIZER = -1
 
 
-def open_entry(shelf: Shelf, entry: Entry, form: Form, config: Any, path: str) -> Loaded:
-    """Load a compiled model in MAPPED or INLINED form; ``path`` is the SavedModel it was compiled from.
+def open_entry(shelf: Shelf, entry: Entry, form: Form, config: Any) -> Loaded:
+    """Load a compiled model in MAPPED or INLINED form.
 
     Raises a TfpoolError where the entry is corrupt, gone, or cannot be loaded.
     """

@@ -87,7 +87,7 @@ class Opener:
     def _compiled(self, shelf: Shelf, entry: Entry, form: Form, path: str, stamp: str) -> Opened:
         """Raises FailedPrecondition; an entry that cannot be loaded leaves the store, to be made again."""
         try:
-            loaded = compiled.open_entry(shelf, entry, form, self._config, path)
+            loaded = compiled.open_entry(shelf, entry, form, self._config)
         except TfpoolError as error:
             self._log.warning("store.spoilt", path=path, entry=entry.path, error=error.message)
             shelf.remove(entry.key)
