@@ -1,7 +1,8 @@
 """Configuration as people write it -> frozen :mod:`tfpool.settings`. Read once, at the edge.
 
-The TOML tables are ``[server]``, ``[pool]``, ``[[worker]]``, ``[batching]``, ``[placement]``, ``[store]`` and
-``[[model]]``; their keys are the fields of the settings classes. TensorFlow Serving's files become the same tables.
+The TOML tables are ``[server]``, ``[pool]``, ``[[worker]]``, ``[batching]``, ``[placement]``, ``[store]``,
+``[gateway]`` and ``[[model]]``; their keys are the fields of the settings classes. TensorFlow Serving's files become
+the same tables.
 Every error reads ``FILE:LINE: [table] key: got X, expected Y``. What a command line says is laid over the document
 before it is read, so that both pass the same checks; so does what is sent to a pool that runs.
 """
@@ -34,6 +35,7 @@ from tfpool.errors import InvalidArgument
 from tfpool.settings import (
     STORE_OFF,
     BatchingSettings,
+    GatewaySettings,
     ModelSettings,
     PlacementPolicy,
     PlacementSettings,
@@ -45,23 +47,27 @@ from tfpool.settings import (
     admin_endpoint_for,
     available_cpus,
     check_exposure,
+    check_gateway,
     check_model_name,
     default_endpoint,
     default_store,
+    normalize_address,
     normalize_endpoint,
     parse_size,
     resolve_workers,
     usable_cpus,
 )
 
-_TABLES = ("server", "pool", "worker", "batching", "placement", "store", "model")
+_TABLES = ("server", "pool", "worker", "batching", "placement", "store", "gateway", "model")
 _KEYS = {
     "server": names(ServerSettings),
     "pool": names(PoolSettings),
     "batching": names(BatchingSettings),
     "placement": names(PlacementSettings),
+    "gateway": names(GatewaySettings),
 }
 _PATHS = ("curve_key", "authorized_keys", "models_root", "allowed_roots", "state_file", "journal")
+_GATEWAY_PATHS = ("tokens", "tls_cert", "tls_key", "tls_client_ca")
 _HUGE = 1 << 31
 LEAST_MESSAGE = 64 << 20  # clients put small requests together up to this
 
@@ -95,9 +101,9 @@ def build(
 
     ``model_config_file`` and ``batching_file`` are TensorFlow Serving's: the one adds models, the other is the
     ``[batching]`` table. ``store`` is the directory of compiled models, or ``off``. ``models`` maps names to base
-    paths. ``overrides`` are keys of ``[server]``, ``[pool]``, ``[batching]`` and ``[placement]`` with their TOML values
-    (``admin_listen``, ``workers``, ``memory_budget`` ...); None leaves a key as it was. Paths start at the working
-    directory. ``workers`` drops the workers written by hand. Raises as :func:`load` does.
+    paths. ``overrides`` are keys of ``[server]``, ``[pool]``, ``[batching]``, ``[placement]`` and ``[gateway]`` with
+    their TOML values (``admin_listen``, ``workers``, ``memory_budget`` ...); None leaves a key as it was. Paths start
+    at the working directory. ``workers`` drops the workers written by hand. Raises as :func:`load` does.
     """
     document = Document({}, {}, "command line") if file is None else _read(file)
     if model_config_file is not None:
@@ -115,7 +121,7 @@ def build(
         if table is None:
             raise TypeError(f"build() got an unknown setting: {key}")
         if value is not None:
-            document.override((table,), key, _from_here(value) if key in _PATHS else value)
+            document.override((table,), key, _from_here(value) if key in (*_PATHS, *_GATEWAY_PATHS) else value)
             if key == "workers":
                 document.tables.pop("worker", None)
     for name, base_path in (models or {}).items():
@@ -201,7 +207,9 @@ def _add_model(document: Document, name: str, base_path: str) -> None:
 
 def _settings(document: Document, directory: str, cpus: Sequence[int] | None, any_pin: bool = False) -> Settings:
     _check_tables(document, _TABLES)
-    server = _server(Table(document, ("server",), document.tables.get("server", {}), _KEYS["server"]), directory)
+    gateway = _gateway(Table(document, ("gateway",), document.tables.get("gateway", {}), _KEYS["gateway"]), directory)
+    written = Table(document, ("server",), document.tables.get("server", {}), _KEYS["server"])
+    server = _server(written, directory, gateway.tokens is not None)
     pool_table = Table(document, ("pool",), document.tables.get("pool", {}), _KEYS["pool"])
     pool = _pool(pool_table)
     by_hand = _workers(document, cpus or available_cpus())
@@ -215,7 +223,7 @@ def _settings(document: Document, directory: str, cpus: Sequence[int] | None, an
     written = Table(document, ("placement",), document.tables.get("placement", {}), _KEYS["placement"])
     placement = _placement(written, directory)
     store = _store(Table(document, ("store",), document.tables.get("store", {}), names(StoreSettings)), directory)
-    return Settings(server, pool, workers, defaults, models, placement, store)
+    return Settings(server, pool, workers, defaults, models, placement, store, gateway)
 
 
 def _check_tables(document: Document, known: Sequence[str]) -> None:
@@ -224,7 +232,7 @@ def _check_tables(document: Document, known: Sequence[str]) -> None:
             document.fail((key,), "", f"got an unknown table, expected one of {', '.join(known)}{nearest(key, known)}")
 
 
-def _server(table: Table, directory: str) -> ServerSettings:
+def _server(table: Table, directory: str, tokens: bool) -> ServerSettings:
     insecure = table.read("insecure", flag, False)
     curve_key = table.read("curve_key", path_from(directory), None)
     authorized_keys = table.read("authorized_keys", path_from(directory), None)
@@ -249,6 +257,11 @@ def _server(table: Table, directory: str) -> ServerSettings:
     def roots(value: Any) -> tuple[str, ...]:
         return tuple(map(path_from(directory), texts(value)))
 
+    def address(value: Any) -> str:
+        checked = normalize_address(str(value) if type(value) is int else text(value))
+        check_gateway(checked, insecure, tokens)
+        return checked
+
     listen = table.read("listen", endpoints, ()) or (default_endpoint(),)
     beside = next((address for address in listen if address.startswith("ipc://")), default_endpoint())
     admin_listen = table.read("admin_listen", endpoint, "") or admin_endpoint_for(beside)
@@ -261,6 +274,8 @@ def _server(table: Table, directory: str) -> ServerSettings:
         insecure,
         curve_key,
         authorized_keys,
+        table.read("http", address, None),
+        table.read("grpc", address, None),
         table.read("max_message", _message, defaults.max_message),
         table.read("client_rows", whole(1, _HUGE), defaults.client_rows),
         table.read("client_bytes", _budget, defaults.client_bytes),
@@ -330,6 +345,29 @@ def _store(table: Table, directory: str) -> StoreSettings:
         table.read("enabled", flag, defaults.enabled) and place != STORE_OFF,
         table.read("budget", _budget, defaults.budget),
         table.read("inline", flag, defaults.inline),
+    )
+
+
+def _gateway(table: Table, directory: str) -> GatewaySettings:
+    defaults = GatewaySettings()
+    cert = table.read("tls_cert", path_from(directory), None)
+    key = table.read("tls_key", path_from(directory), None)
+    authority = table.read("tls_client_ca", path_from(directory), None)
+    for name, value, other in (("tls_cert", cert, key), ("tls_key", key, cert), ("tls_client_ca", authority, cert)):
+        if value is not None and other is None:
+            table.fail(name, "got it without the others, expected tls_cert and tls_key (and tls_client_ca), or neither")
+    return GatewaySettings(
+        table.read("processes", whole(1, 256), None),
+        table.read("tokens", path_from(directory), None),
+        cert,
+        key,
+        authority,
+        table.read("cors_origins", texts, ()),
+        table.read("max_body", _budget, defaults.max_body),
+        table.read("read_s", number(0.1, 86_400), defaults.read_s),
+        table.read("timeout_s", number(0.001, 86_400), defaults.timeout_s),
+        table.read("idle_s", number(0.1, 86_400), defaults.idle_s),
+        table.read("otlp_endpoint", text, None),
     )
 
 

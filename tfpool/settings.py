@@ -132,6 +132,7 @@ class WorkerSettings:
 class ServerSettings:
     """Where the broker listens, what it may read, what it remembers, and the log.
 
+    ``http`` and ``grpc`` are the HOST:PORT of the gateways (None: there are none); see :class:`GatewaySettings`.
     ``models_root`` holds a directory for each model, beside those named; new ones are found as they appear. Base paths
     given at run time must lie in one of ``allowed_roots`` (empty: anywhere). ``state_file`` keeps what was changed
     at run time, and measured sizes, over restarts.
@@ -146,6 +147,8 @@ class ServerSettings:
     insecure: bool = False
     curve_key: str | None = None
     authorized_keys: str | None = None
+    http: str | None = None
+    grpc: str | None = None
     max_message: int = 1 << 30
     client_rows: int = 1 << 16
     client_bytes: int = 1 << 30
@@ -215,6 +218,31 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """The front for HTTP and gRPC: as many processes, which share its ports (None: one for each four CPUs).
+
+    With ``tokens``, a file of bearer tokens and what they allow, only who has one gets in; with ``tls_cert`` and
+    ``tls_key`` both ports speak TLS, and with ``tls_client_ca`` only to clients with a certificate of that authority.
+    Pages of ``cors_origins`` (``*``: of any) may call the gateway from a browser. A request has at most ``max_body``
+    bytes, headers included it has to arrive within ``read_s`` seconds, and ``timeout_s`` is how long an answer may take
+    where the caller does not say. A connection without a request is closed after ``idle_s``. Traces go to
+    ``otlp_endpoint``, an OpenTelemetry collector (None: nowhere).
+    """
+
+    processes: int | None = None
+    tokens: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body: int = 256 << 20
+    read_s: float = 30.0
+    timeout_s: float = 30.0
+    idle_s: float = 75.0
+    otlp_endpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything a pool is started with."""
 
@@ -225,6 +253,7 @@ class Settings:
     models: tuple[ModelSettings, ...] = ()
     placement: PlacementSettings = PlacementSettings()
     store: StoreSettings = StoreSettings("", enabled=False)
+    gateway: GatewaySettings = GatewaySettings()
 
 
 def parse_size(value: object) -> int:
@@ -342,19 +371,44 @@ def admin_endpoint_for(endpoint: str) -> str:
 def check_exposure(endpoint: str, insecure: bool, encrypted: bool = False) -> None:
     """Raises InvalidArgument for a tcp endpoint that other hosts can reach, unless ``encrypted`` or ``insecure``."""
     found = _TCP.fullmatch(endpoint)
-    if not found or insecure or encrypted:
-        return
-    host = found[1].strip("[]")
-    try:
-        loopback = ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
+    if found and not insecure and not encrypted and not is_loopback(found[1]):
         raise InvalidArgument(
             f"{endpoint} can be reached from other hosts, without encryption or authentication; "
             "listen on loopback, use keys (tfpool keygen; curve_key, authorized_keys), "
             "or pass --insecure (insecure = true) on a trusted network"
         )
+
+
+def normalize_address(value: str) -> str:
+    """A checked HOST:PORT; port 0 is any that is free, and a port alone is one of 127.0.0.1. Raises InvalidArgument."""
+    text = f"127.0.0.1:{value}" if value.isascii() and value.isdigit() else value
+    found = _TCP.fullmatch(f"tcp://{text}")
+    if found and int(found[2]) < 65536:
+        return text
+    raise InvalidArgument(f"got {value[:200]!r}, expected HOST:PORT such as 127.0.0.1:8501")
+
+
+def check_gateway(address: str, insecure: bool, tokens: bool) -> None:
+    """Raises InvalidArgument for an HTTP or gRPC address that other hosts can reach, unless there are ``tokens``, or it
+    is ``insecure``."""
+    if not (insecure or tokens or is_loopback(address.rpartition(":")[0])):
+        raise InvalidArgument(
+            f"{address} can be reached from other hosts, by anybody: listen on loopback, ask for tokens "
+            "(--tokens, [gateway] tokens), or pass --insecure (insecure = true) on a trusted network"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host can reach an address; ``[::1]`` with or without its brackets."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def gateway_processes(gateway: GatewaySettings, cpus: Sequence[int]) -> int:
+    """How many gateways share the ports."""
+    return gateway.processes or max(1, len(cpus) // 4)
 
 
 def available_cpus() -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import pytest
 
 from tfpool.client.sync import Client
 from tfpool.testing.fake_worker import FakePool, model
+from tfpool.testing.fronts import Web, await_front, free_address
 
 MakePool = Callable[..., FakePool]
 
@@ -44,6 +45,34 @@ def pool(directory: Path) -> Iterator[FakePool]:
     ]
     with FakePool(directory, models) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def front(directory: Path) -> Iterator[FakePool]:
+    """A pool with a gateway, at ``front.settings.server.http`` and ``.grpc``."""
+    place = directory / "front"
+    place.mkdir()
+    models = [
+        model(place, "double", max_batch_size=8),
+        model(place, "echo", versions=(1, 2), version_policy="all", labels=(("stable", ((1, 1),)),)),
+        model(place, "add"),
+        model(place, "text"),
+        model(place, "matrix"),
+        model(place, "slow"),
+        model(place, "broken"),
+    ]
+    server = {"http": free_address(), "grpc": free_address()}
+    with FakePool(place, models, server=server) as made:
+        for address in server.values():
+            await_front(address)
+        yield made
+
+
+@pytest.fixture
+def web(front: FakePool) -> Iterator[Web]:
+    made = Web(str(front.settings.server.http))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -64,6 +64,13 @@ def _setting(text: str) -> tuple[str, Any]:
 )
 @click.option("--listen", multiple=True, metavar="ENDPOINT", help="ipc://PATH or tcp://HOST:PORT.  [repeatable]")
 @click.option("--admin-listen", metavar="ENDPOINT", help="Where admin commands are taken.")
+@click.option("--http", metavar="HOST:PORT", help="REST of TensorFlow Serving, Open Inference Protocol, /console.")
+@click.option("--grpc", metavar="HOST:PORT", help="gRPC of both.")
+@click.option("--gateways", type=click.IntRange(1), metavar="N", help="Processes for them.  [default: by the CPUs]")
+@click.option("--tokens", type=click.Path(), metavar="FILE", help="Who may call them: lines of ROLE TOKEN.")
+@click.option("--tls-cert", type=click.Path(), metavar="FILE", help="They speak TLS, with this certificate,")
+@click.option("--tls-key", type=click.Path(), metavar="FILE", help="and its key;")
+@click.option("--tls-client-ca", type=click.Path(), metavar="FILE", help="to clients that this authority knows.")
 @click.option("--workers", type=_workers, metavar="N|auto", help="Worker processes.  [default: auto: by the CPUs]")
 @click.option("--threads-per-worker", type=click.IntRange(1), metavar="N", help="[default: a worker's CPUs]")
 @click.option("--memory-budget", metavar="SIZE", help="Memory of all workers together, such as 8GiB.")
@@ -93,6 +100,13 @@ def serve(
     state_file: str | None,
     listen: tuple[str, ...],
     admin_listen: str | None,
+    http: str | None,
+    grpc: str | None,
+    gateways: int | None,
+    tokens: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_client_ca: str | None,
     workers: int | str | None,
     threads_per_worker: int | None,
     memory_budget: str | None,
@@ -110,6 +124,7 @@ def serve(
 
     \b
       tfpool serve --model mnist=models/mnist --model half=models/half_plus_two
+      tfpool serve --models-root models --http 127.0.0.1:8501 --grpc 127.0.0.1:8500
       tfpool serve --models-root models --workers 4 --memory-budget 8GiB
       tfpool serve -c pool.toml --log-format json
       tfpool serve --model-config-file models.config --batching-parameters-file batching.config
@@ -136,6 +151,13 @@ def serve(
         "models_root": models_root,
         "state_file": state_file,
         "admin_listen": admin_listen,
+        "http": http,
+        "grpc": grpc,
+        "processes": gateways,
+        "tokens": tokens,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
         "workers": workers,
         "threads_per_worker": threads_per_worker,
         "memory_budget": memory_budget,
@@ -189,11 +211,12 @@ class _Starting:
         self._bar: Progress | None = None
         self._ready = False
 
-    def __call__(self, state: dict[str, int]) -> None:
+    def __call__(self, state: dict[str, Any]) -> None:
         if self._ready:
             return
         settled = state["available"] + state["failed"] + state["unloaded"]
-        self._ready = bool(state["settled"]) and state["workers_ready"] >= state["workers"]
+        up = state["workers_ready"] >= state["workers"] and state["gateways_ready"] >= state["gateways"]
+        self._ready = bool(state["settled"]) and up
         if self._watched:
             self._draw(settled, state)
         if self._ready:
@@ -203,10 +226,11 @@ class _Starting:
             if self._root and not state["models"]:
                 note = f" (no model in {self._root} yet)"
             serving, workers = counted(state["available"], "model"), counted(state["workers"], "worker")
+            ports = "".join(f", {kind} {state[kind]}" for kind in ("http", "grpc") if state[kind])
             with suppress(OSError):  # a pool outlives whoever read its stdout
-                click.echo(f"serving {serving} on {self._endpoint} with {workers}{note}")
+                click.echo(f"serving {serving} on {self._endpoint}{ports} with {workers}{note}")
 
-    def _draw(self, settled: int, state: dict[str, int]) -> None:
+    def _draw(self, settled: int, state: dict[str, Any]) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         from tfpool.cli.output import console

@@ -77,6 +77,14 @@ class AsyncClient:
         outputs: Outputs = await self._result(reply)
         return outputs
 
+    def submit(self, model: str, inputs: Inputs, **options: Any) -> Reply:
+        """Queue a request at once, with the options of :meth:`predict`; see :meth:`result`. ``inputs`` are arrays."""
+        return self._client.submit(model, inputs, **options)
+
+    async def result(self, reply: Reply) -> Any:
+        """The outputs of what was submitted. Cancelling the task cancels the request."""
+        return await self._result(reply)
+
     async def classify(
         self,
         model: str,

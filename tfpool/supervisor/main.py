@@ -21,7 +21,9 @@ from tfpool.settings import Settings
 from tfpool.shm.doorbell import Doorbell
 from tfpool.supervisor import policy
 from tfpool.supervisor.child import Child
+from tfpool.supervisor.gateways import Gateways
 from tfpool.supervisor.ground import Claim
+from tfpool.supervisor.ports import Ports
 from tfpool.supervisor.workers import Workers
 from tfpool.telemetry import log
 from tfpool.wire.messages import Control, unpack
@@ -40,13 +42,20 @@ def serve(settings: Settings, watch: Watch | None = None, owner: int | None = No
     ``watch`` is told of start-up progress. Raises a TfpoolError when the pool cannot start.
     """
     log.configure("supervisor", settings.server.log_level, settings.server.log_format)
-    claim = Claim(settings.server)
+    ports = Ports()
+    settings = ports.claim(settings)
+    try:
+        claim = Claim(settings.server)
+    except BaseException:
+        ports.release()
+        raise
     try:
         if settings.server.state_file is None:
             settings = replace(settings, server=replace(settings.server, state_file=claim.scratch()))
         return Supervisor(settings, watch, owner).run()
     finally:
         claim.release()
+        ports.release()
 
 
 class Supervisor:
@@ -61,10 +70,12 @@ class Supervisor:
         self._zygote = Child("zygote")
         self._selector = selectors.DefaultSelector()
         self._workers = Workers(settings, self._broker, self._zygote, self._watch_bell, self._hang_up)
+        self._gateways = Gateways(settings, self._fork, self._hang_up, self._gateway_is_up)
+        self._progress: dict[str, Any] | None = None
         self._wake, self._waker = socket.socketpair()
         self._stopping: float | None = None
         self._status = 0
-        self._drained = False
+        self._drained = self._draining = False
 
     def run(self) -> int:
         self._catch_signals()
@@ -86,11 +97,14 @@ class Supervisor:
         now = time.monotonic()
         for child in (self._zygote, self._broker):
             if child.due is not None and child.due <= now:
-                self._start_core(child)
+                self._fork(child, self._hear_broker if child is self._broker else self._hear_zygote)
+        if self._broker.history.ready:
+            self._gateways.start_due(now)
         if self._zygote.bell is not None and self._zygote.history.ready and self._broker.bell is not None:
             self._workers.start_due(now)
 
-    def _start_core(self, child: Child) -> None:
+    def _fork(self, child: Child, hear: Callable[[], None]) -> None:
+        """Start zygote, broker or a gateway."""
         mine, theirs = Doorbell.pair()
         outliving = [worker.name for worker in self._workers.alive()]
         parent = os.getpid()
@@ -100,7 +114,7 @@ class Supervisor:
         theirs.close()
         child.pid, child.due = pid, None
         child.bell = Doorbell(mine, blocking=False)
-        self._watch_bell(child.bell, self._hear_broker if child is self._broker else self._hear_zygote)
+        self._watch_bell(child.bell, hear)
         if child is self._broker:
             self._workers.meet_broker()
 
@@ -115,7 +129,9 @@ class Supervisor:
                 signal.signal(number, signal.SIG_IGN)  # the supervisor decides when to stop
             die_with_parent(parent)
             self._selector.close()
-            bells = (other.bell for other in (self._broker, self._zygote, *self._workers.alive()))
+            bells = (
+                other.bell for other in (self._broker, self._zygote, *self._gateways.children, *self._workers.alive())
+            )
             for end in (mine, self._wake, self._waker, *bells):
                 if end is not None:
                     end.close()
@@ -127,6 +143,11 @@ class Supervisor:
                 from tfpool.broker import main as broker
 
                 broker.run(theirs, self._settings, outliving)
+            elif child is not self._zygote:
+                name_process("tfpool-gateway")
+                from tfpool.gateway import main as gateway
+
+                gateway.run(theirs, self._settings)
             else:
                 from tfpool.supervisor import zygote
 
@@ -149,8 +170,9 @@ class Supervisor:
                 verb, *fields = unpack(heard[0])
                 if verb == Control.UP:
                     self._broker.history.became_ready()
-                elif verb == Control.PROGRESS and self._watch is not None:
-                    self._watch(fields[0])
+                elif verb == Control.PROGRESS:
+                    self._progress = fields[0]
+                    self._tell_progress()
                 elif verb == Control.READY:
                     self._workers.ready(*fields)
                 elif verb == Control.KILL:
@@ -165,6 +187,17 @@ class Supervisor:
                     self._log.info("worker.recycle", worker=fields[0])
         except EOFError:
             self._part_from(self._broker)
+
+    def _gateway_is_up(self) -> None:
+        server = self._settings.server
+        self._log.info("gateway.up", http=server.http, grpc=server.grpc)
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        if self._watch is not None and self._progress is not None:
+            gateways = {"gateways": len(self._gateways.children), "gateways_ready": self._gateways.up}
+            addresses = {"http": self._settings.server.http, "grpc": self._settings.server.grpc}
+            self._watch({**self._progress, **gateways, **addresses})
 
     def _compile(self, job: dict[str, Any], fds: list[int]) -> None:
         """Have the zygote start a compiler. Without a zygote its doorbell closes, and the broker asks again."""
@@ -207,6 +240,12 @@ class Supervisor:
                 if pid:
                     child.pid = 0
                     self._core_ended(child, os.waitstatus_to_exitcode(raw))
+        why = self._gateways.reap()
+        if why and self._stopping is None:
+            self._status = 1
+            self._stop(why)
+        if self._stopping is not None and self._gateways.gone and not self._draining:
+            self._drain()
 
     def _core_ended(self, child: Child, status: int) -> None:
         if child is self._zygote:
@@ -256,6 +295,13 @@ class Supervisor:
         self._log.info("pool.stopping", why=why)
         self._stopping = time.monotonic()
         self._workers.stopping = True
+        self._gateways.drain()
+        if self._gateways.gone:
+            self._drain()
+
+    def _drain(self) -> None:
+        """The gateways have let their callers go: now the broker."""
+        self._draining = True
         self._broker.tell(Control.DRAIN)
 
     def _done(self) -> bool:
@@ -269,6 +315,8 @@ class Supervisor:
         if self._stopping is not None:
             return max(0.0, self._stopping + DRAIN_SECONDS - now)
         dues = [child.due for child in (self._zygote, self._broker) if child.due is not None] + self._workers.dues()
+        if self._broker.history.ready:
+            dues += self._gateways.dues()
         if not dues:
             return None
         nearest = min(dues) - now
@@ -278,9 +326,10 @@ class Supervisor:
         """Hang up on everybody; kill who has not left within a second."""
         self._part_from(self._broker)
         self._part_from(self._zygote)
+        self._gateways.close()
         self._workers.close()
         deadline = time.monotonic() + KILL_SECONDS
-        for child in (self._broker, self._zygote):
+        for child in (self._broker, self._zygote, *self._gateways.children):
             while child.pid and time.monotonic() < deadline:
                 self._wait_for(child, os.WNOHANG)
                 if child.pid:

@@ -1,0 +1,101 @@
+"""The gateways as the supervisor knows them: processes that share two ports, each replaced when it dies."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from tfpool.settings import Settings, gateway_processes, usable_cpus
+from tfpool.shm.doorbell import Doorbell
+from tfpool.supervisor import policy
+from tfpool.supervisor.child import Child
+from tfpool.telemetry import log
+from tfpool.wire.messages import Control, unpack
+
+
+class Gateways:
+    """``up`` are those that listen. ``start`` forks one, ``hear`` listens to its doorbell, ``hang_up`` closes that."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        start: Callable[[Child, Callable[[], None]], None],
+        hang_up: Callable[[Doorbell], None],
+        changed: Callable[[], None],
+    ) -> None:
+        wanted = settings.server.http is not None or settings.server.grpc is not None
+        count = gateway_processes(settings.gateway, usable_cpus()) if wanted else 0
+        self.children = [Child(f"gateway{i}") for i in range(count)]
+        self._start, self._hang_up, self._changed = start, hang_up, changed
+        self._stopping = False
+        self._log = log.get("supervisor")
+
+    @property
+    def up(self) -> int:
+        return sum(child.history.ready for child in self.children if child.pid)
+
+    @property
+    def gone(self) -> bool:
+        """Whether none is left, after :meth:`drain`."""
+        return not any(child.pid for child in self.children)
+
+    def start_due(self, now: float) -> None:
+        for child in self.children:
+            if child.due is not None and child.due <= now:
+                self._start(child, lambda child=child: self._hear(child))  # type: ignore[misc]
+
+    def dues(self) -> list[float]:
+        return [child.due for child in self.children if child.due is not None]
+
+    def drain(self) -> None:
+        """Have them answer what they have, and end."""
+        self._stopping = True
+        for child in self.children:
+            child.due = None
+            child.tell(Control.DRAIN)
+
+    def reap(self) -> str:
+        """Notice those that ended; why the pool has to end too, if it has."""
+        fatal = ""
+        for child in self.children:
+            if not child.pid:
+                continue
+            with suppress(ChildProcessError):
+                pid, raw = os.waitpid(child.pid, os.WNOHANG)
+                if pid:
+                    child.pid = 0
+                    fatal = self._ended(child, os.waitstatus_to_exitcode(raw)) or fatal
+        return fatal
+
+    def close(self) -> None:
+        """Hang up on those that are left."""
+        for child in self.children:
+            self._part_from(child)
+
+    def _hear(self, child: Child) -> None:
+        try:
+            while child.bell is not None and (heard := child.bell.hear()) is not None:
+                if unpack(heard[0])[0] == Control.UP:
+                    child.history.became_ready()
+                    self._changed()
+        except EOFError:
+            self._part_from(child)
+
+    def _ended(self, child: Child, status: int) -> str:
+        self._part_from(child)
+        if self._stopping:
+            return ""
+        was_ready = child.history.ready
+        self._log.error("gateway.ended", gateway=child.name, status=policy.describe(status))
+        decision = child.history.ended(status, time.monotonic())
+        if isinstance(decision, policy.Halt) or (status > 0 and not was_ready):
+            return "the gateway cannot run"
+        child.due = time.monotonic() + decision.delay
+        return ""
+
+    def _part_from(self, child: Child) -> None:
+        if child.bell is not None:
+            self._hang_up(child.bell)
+            child.bell = None
