@@ -71,16 +71,16 @@ MESSAGES: list[tuple[str, Verb, object, Callable[[Any], object], str]] = [
     (
         "answer in frames",
         Verb.ANSWER,
-        Answer(b"\x01\x02", [Piece(1, 3, 2)], (150, 70_000, 6), None),
+        Answer(b"\x01\x02", [Piece(1, 3, 2)], (150, 70_000, 6), None, 300),
         messages.decode_answer,
-        "01 05  94  c4 02 0102  91 93 01 03 02  93 cc 96 ce 00011170 06  c0",
+        "01 05  95  c4 02 0102  91 93 01 03 02  93 cc 96 ce 00011170 06  c0  cd 012c",
     ),
     (
         "answer in the arena",
         Verb.ANSWER,
-        Answer(b"", [Piece(9, 1, 0)], (0, 0, 1), (Region(0, 128),)),
+        Answer(b"", [Piece(9, 1, 0)], (0, 0, 1), (Region(0, 128),), 1),
         messages.decode_answer,
-        "01 05  94  c4 00  91 93 09 01 00  93 00 00 01  91 92 00 cc 80",
+        "01 05  95  c4 00  91 93 09 01 00  93 00 00 01  91 92 00 cc 80  01",
     ),
     (
         "error",

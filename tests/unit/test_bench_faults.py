@@ -60,7 +60,7 @@ def failed(*pieces: tuple[int, int]) -> list[bytes]:
 
 
 def answered(*pieces: tuple[int, int, int]) -> list[bytes]:
-    return [messages.encode(Verb.ANSWER, Answer(b"", [Piece(*piece) for piece in pieces], (0, 0, 0), None))]
+    return [messages.encode(Verb.ANSWER, Answer(b"", [Piece(*piece) for piece in pieces], (0, 0, 0), None, 1))]
 
 
 def test_the_first_answer_to_each_request_is_no_surprise() -> None:

@@ -70,7 +70,7 @@ def answer(pieces: list[Piece], outputs: dict[str, Array], by_rows: bool = True)
     )
     spec = pack_output_key(OutputKey(tensors, by_rows))
     frames = [bytes(buffer) for array in outputs.values() for buffer in to_buffers(np.asarray(array))]
-    return [messages.encode(Verb.ANSWER, [spec, pieces, (5, 7, 9), None]), *frames]
+    return [messages.encode(Verb.ANSWER, [spec, pieces, (5, 7, 9), None, 3]), *frames]
 
 
 def error(pieces: Iterable[tuple[int, int]], code: int, text: str) -> list[bytes]:
@@ -620,7 +620,7 @@ def test_outputs_come_back_by_reference(core: Core) -> None:
     at = group.reply.offset
     store.memory[at : at + y.nbytes] = y.tobytes()
     spec = pack_output_key(OutputKey((Tensor("y", DType.FLOAT, (8,)),), True))
-    body = [spec, [Piece(group.first, 1, len(LARGE))], (1, 2, 3), [Region(at, y.nbytes)]]
+    body = [spec, [Piece(group.first, 1, len(LARGE))], (1, 2, 3), [Region(at, y.nbytes)], 3]
     core.receive([messages.encode(Verb.ANSWER, body)])
     assert reply.result()["y"].tolist() == y.tolist()
     assert store.taken == [Region(at, y.nbytes)]

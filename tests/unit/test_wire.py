@@ -125,11 +125,12 @@ def test_call_round_trip(number: int, method: str, arguments: dict[str, Any], bu
     st.lists(st.builds(Piece, IDS, IDS, IDS), max_size=4),
     st.tuples(IDS, IDS, IDS),
     st.none() | st.lists(REGIONS, max_size=3).map(tuple),
+    IDS,
 )
 def test_answer_round_trip(
-    spec: bytes, pieces: list[Piece], timing: tuple[int, int, int], regions: tuple[Region, ...] | None
+    spec: bytes, pieces: list[Piece], timing: tuple[int, int, int], regions: tuple[Region, ...] | None, version: int
 ) -> None:
-    answer = messages.Answer(spec, pieces, timing, regions)
+    answer = messages.Answer(spec, pieces, timing, regions, version)
     assert messages.decode_answer(through_the_wire(Verb.ANSWER, answer)) == answer
 
 

@@ -11,6 +11,7 @@ from tfpool.broker.shadow import SHADOW
 from tfpool.errors import Internal, TfpoolError
 from tfpool.scheduler.work import Batch, Segment
 from tfpool.shm.layout import align
+from tfpool.types import ModelKey
 from tfpool.wire.messages import Piece, Region, Verb, encode
 from tfpool.wire.tensors import Buffer
 
@@ -30,7 +31,8 @@ class Courier:
 
     def deliver(self, batch: Batch, results: Sequence[Outputs], run: float) -> None:
         """Answer every piece of a batch that took ``run`` seconds; in place, each piece has outputs of its own."""
-        meter = self._meters.model(batch.spec.servable.name)
+        model, version, _ = batch.spec.servable
+        meter = self._meters.model(model)
         begun = batch.begun or batch.sent
         waited = begun - batch.pieces[0].arrived
         timing = (int(waited * 1e6), int(run * 1e6), batch.rows)
@@ -45,8 +47,8 @@ class Courier:
                 if piece.reply is not None and piece.client not in self._clients.peers:
                     continue  # it is gone, and with it the memory that holds its outputs
                 meter.requests += 1
-                if not self._by_reference(piece, rows, outputs, timing):
-                    self._answer(piece.client, [(piece, *rows)], outputs, timing)
+                if not self._by_reference(piece, rows, outputs, timing, version):
+                    self._answer(piece.client, [(piece, *rows)], outputs, timing, version)
             return
         outputs = results[0]
         mine: dict[bytes, list[tuple[Segment, int, int]]] = {}
@@ -56,16 +58,18 @@ class Courier:
                 if piece.client == SHADOW:
                     continue
             if piece.join is not None:
-                self._part(piece, begin, outputs, timing, batch.spec.servable.name, meter)
+                self._part(piece, begin, outputs, timing, batch.spec.servable, meter)
                 continue
             meter.requests += piece.count
-            if piece.reply is None or not self._by_reference(piece, (begin, end), outputs, timing):
+            if piece.reply is None or not self._by_reference(piece, (begin, end), outputs, timing, version):
                 mine.setdefault(piece.client, []).append((piece, begin, end))
         for client, found in mine.items():
             waited = begun - found[0][0].arrived
-            self._answer(client, found, outputs, (int(waited * 1e6), *timing[1:]))
+            self._answer(client, found, outputs, (int(waited * 1e6), *timing[1:]), version)
 
-    def _answer(self, client: bytes, found: list[tuple[Segment, int, int]], outputs: Outputs, timing: Timing) -> None:
+    def _answer(
+        self, client: bytes, found: list[tuple[Segment, int, int]], outputs: Outputs, timing: Timing, version: int
+    ) -> None:
         if outputs.key.by_rows:
             pieces = [Piece(piece.first, piece.count, piece.rows) for piece, _, _ in found]
             ranges = [found[0][1:]]
@@ -78,9 +82,11 @@ class Courier:
         else:
             pieces = [Piece(piece.first, piece.count, 0) for piece, _, _ in found]
             buffers = outputs.whole()
-        self._send([client, encode(Verb.ANSWER, [outputs.packed, pieces, timing, None]), *buffers])
+        self._send([client, encode(Verb.ANSWER, [outputs.packed, pieces, timing, None, version]), *buffers])
 
-    def _by_reference(self, piece: Segment, rows: tuple[int, int], outputs: Outputs, timing: Timing) -> bool:
+    def _by_reference(
+        self, piece: Segment, rows: tuple[int, int], outputs: Outputs, timing: Timing, version: int
+    ) -> bool:
         """Leave the outputs in the client's arena, in the room it keeps for them; False where there is none."""
         peer = self._clients.peers.get(piece.client)
         if piece.reply is None or peer is None:
@@ -89,7 +95,7 @@ class Courier:
         if regions is None:
             return False
         pieces = [Piece(piece.first, 1, piece.rows if outputs.key.by_rows else 0)]
-        self._send([piece.client, encode(Verb.ANSWER, [outputs.packed, pieces, timing, regions])])
+        self._send([piece.client, encode(Verb.ANSWER, [outputs.packed, pieces, timing, regions, version])])
         return True
 
     @staticmethod
@@ -108,7 +114,7 @@ class Courier:
         return regions
 
     def _part(
-        self, piece: Segment, begin: int, outputs: Outputs, timing: Timing, model: str, meter: ModelMeter
+        self, piece: Segment, begin: int, outputs: Outputs, timing: Timing, servable: ModelKey, meter: ModelMeter
     ) -> None:
         """Keep a part of a large request; with the last one, answer it."""
         join = piece.join
@@ -123,9 +129,9 @@ class Courier:
         join.parts.clear()
         if len({packed for packed, _ in parts}) > 1:
             error = Internal("the parts of a request larger than max_batch_size have outputs of different shapes")
-            self._refuse(piece.client, [(join.request, 1)], error, model)
+            self._refuse(piece.client, [(join.request, 1)], error, servable.name)
             return
         meter.requests += 1
         joined = [b"".join(column) for column in zip(*(buffers for _, buffers in parts), strict=True)]
-        answer = [outputs.packed, [Piece(join.request, 1, join.rows)], timing, None]
+        answer = [outputs.packed, [Piece(join.request, 1, join.rows)], timing, None, servable.version]
         self._send([piece.client, encode(Verb.ANSWER, answer), *joined])

@@ -1,40 +1,59 @@
-"""The asyncio client: the same connection, its replies handed to the event loop many at a time."""
+"""The asyncio client."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections import deque
+import time
 from collections.abc import Callable, Coroutine, Iterable
-from functools import partial, update_wrapper
+from functools import update_wrapper
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tfpool.client.casting import all_arrays
+import numpy as np
+
+from tfpool.client.casting import all_arrays, cast
+from tfpool.client.endpoints import Endpoints, positive
 from tfpool.client.examples import CLASSIFY, INPUT, REGRESS, Classes, Example, Method, Target, encode
+from tfpool.client.looped import LoopConnection
 from tfpool.client.reply import Reply
-from tfpool.client.sync import Client, Inputs, Outputs
-from tfpool.client.verbs import DEFAULT_TIMEOUT
-from tfpool.errors import TfpoolError
+from tfpool.client.sync import CHECKED_KEPT, Inputs, Outputs
+from tfpool.client.verbs import DEFAULT_TIMEOUT, Verbs
+from tfpool.errors import FailedPrecondition, TfpoolError
 from tfpool.wire.tensors import Array
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _in_thread(
-    method: Callable[Concatenate[Client, P], R],
+def _awaited(
+    method: Callable[Concatenate[Verbs, P], R],
 ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]:
-    """A blocking call of the client, so that it does not hold the loop up."""
+    """A verb whose answer is awaited."""
 
     async def run(self: AsyncClient, /, *arguments: P.args, **named: P.kwargs) -> R:
-        return await asyncio.to_thread(method, self._client, *arguments, **named)
+        answer: Any = method(self._verbs, *arguments, **named)
+        found: R = await answer
+        return found
 
     return update_wrapper(run, method)
 
 
+class _Verbs(Verbs):
+    """The verbs, each of which gives what its answer is awaited with."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    def call(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
+        return self._client.call(method, timeout=timeout, **arguments)
+
+    def admin(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
+        return self._client.admin(method, timeout=timeout, **arguments)
+
+
 class AsyncClient:
-    """Like :class:`tfpool.Client`, for ``async with`` and ``await``. One instance belongs to one event loop."""
+    """Like :class:`tfpool.Client`, for ``async with`` and ``await``. One instance belongs to one event loop: the one
+    that runs when it is first used."""
 
     def __init__(
         self,
@@ -44,9 +63,19 @@ class AsyncClient:
         keys: str | os.PathLike[str] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self._client = Client(endpoint, admin=admin, keys=keys, timeout=timeout)
-        self._done: deque[tuple[asyncio.Future[Any], Reply]] = deque()
-        self._called = False
+        self._endpoints = Endpoints(endpoint, admin, keys)
+        self._timeout = positive(timeout)
+        self._made: LoopConnection | None = None
+        self._admin: LoopConnection | None = None
+        self._closed = False
+        self._checked: set[tuple[Method, Target]] = set()
+        self._verbs = _Verbs(self)
+
+    @property
+    def endpoint(self) -> str:
+        return self._endpoints.pool
+
+    # -- inference ---------------------------------------------------------------------------------------------
 
     async def predict(
         self,
@@ -61,8 +90,12 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Outputs:
         """See :meth:`tfpool.Client.predict`. Cancelling the task cancels the request."""
-        submit = partial(
-            self._client.submit,
+        if type(inputs) is not np.ndarray:
+            described: dict[str, Any] = {}
+            if not all_arrays(inputs):
+                described = await self.metadata(model, version=version, label=label)
+            inputs = cast(inputs, rows, lambda: described, signature)
+        reply = self.submit(
             model,
             inputs,
             version=version,
@@ -72,18 +105,36 @@ class AsyncClient:
             priority=priority,
             timeout=timeout,
         )
-        # plain Python values may have to ask the pool for their dtypes, which must not hold the loop up
-        reply = submit() if all_arrays(inputs) else await asyncio.to_thread(submit)
-        outputs: Outputs = await self._result(reply)
+        outputs: Outputs = await self.result(reply)
         return outputs
 
-    def submit(self, model: str, inputs: Inputs, **options: Any) -> Reply:
-        """Queue a request at once, with the options of :meth:`predict`; see :meth:`result`. ``inputs`` are arrays."""
-        return self._client.submit(model, inputs, **options)
+    def submit(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: int = 0,
+        label: str = "",
+        signature: str = "",
+        rows: bool = True,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Reply:
+        """Queue a request at once, with the options of :meth:`predict`, whose ``inputs`` are arrays; they are copied.
+
+        :meth:`result` awaits it; ``cancel()`` withdraws it.
+        """
+        connection = self._connection()
+        seconds = self._timeout if timeout is None else positive(timeout)
+        reply = connection.core.submit(
+            model, inputs, time.monotonic() + seconds, version, label, signature, rows, priority, timeout is None
+        )
+        connection.push()
+        return reply
 
     async def result(self, reply: Reply) -> Any:
-        """The outputs of what was submitted. Cancelling the task cancels the request."""
-        return await self._result(reply)
+        """What was submitted brings: the outputs by name, or its error. Cancelling the task cancels the request."""
+        return await self._connection().result(reply)
 
     async def classify(
         self,
@@ -118,82 +169,81 @@ class AsyncClient:
         return found
 
     async def _on_examples(self, method: Method, target: Target, array: Array, timeout: float | None) -> Any:
-        client = self._client
         try:
-            if (method, target) not in client._checked:
-                await asyncio.to_thread(client._check, method, target, timeout)
+            if (method, target) not in self._checked:
+                model, version, label, _ = target
+                method.check(await self.call("metadata", model=model, version=version, label=label), target)
+                if len(self._checked) >= CHECKED_KEPT:
+                    self._checked.clear()
+                self._checked.add((method, target))
             outputs = await self.predict(inputs={INPUT: array}, timeout=timeout, **target._asdict())
             return method.read(outputs, len(array))
         except TfpoolError:
-            client._checked.discard((method, target))
+            self._checked.discard((method, target))  # a new version may differ
             raise
+
+    # -- control -----------------------------------------------------------------------------------------------
 
     async def call(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Any reading verb."""
-        return await asyncio.to_thread(self._client.call, method, timeout=timeout, **arguments)
+        return await self._call(self._connection(), method, arguments, timeout)
 
     async def admin(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
-        """Any admin verb."""
-        return await asyncio.to_thread(self._client.admin, method, timeout=timeout, **arguments)
+        """Any admin verb, on the admin endpoint."""
+        self._connection()
+        if self._admin is None:
+            endpoint = self._endpoints.admin()
+            self._admin = LoopConnection(endpoint, self._endpoints.keys_for(endpoint), again=False)
+        return await self._call(self._admin, method, arguments, timeout)
 
-    models = _in_thread(Client.models)
-    status = _in_thread(Client.status)
-    metadata = _in_thread(Client.metadata)
-    workers = _in_thread(Client.workers)
-    queues = _in_thread(Client.queues)
-    stats = _in_thread(Client.stats)
-    plan = _in_thread(Client.plan)
-    wait_ready = _in_thread(Client.wait_ready)
-    load = _in_thread(Client.load)
-    unload = _in_thread(Client.unload)
-    add = _in_thread(Client.add)
-    remove = _in_thread(Client.remove)
-    reload = _in_thread(Client.reload)
-    label = _in_thread(Client.label)
-    shadow = _in_thread(Client.shadow)
-    record = _in_thread(Client.record)
-    migrate = _in_thread(Client.migrate)
-    apply = _in_thread(Client.apply)
-    drain = _in_thread(Client.drain)
-    restart = _in_thread(Client.restart)
-    restart_all = _in_thread(Client.restart_all)
-    shutdown = _in_thread(Client.shutdown)
+    async def _call(
+        self, connection: LoopConnection, method: str, arguments: dict[str, Any], timeout: float | None
+    ) -> Any:
+        seconds = self._timeout if timeout is None else positive(timeout)
+        reply = connection.core.call(method, arguments, time.monotonic() + seconds)
+        connection.push()
+        return await connection.result(reply)
 
-    async def _result(self, reply: Reply) -> Any:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+    models = _awaited(Verbs.models)
+    status = _awaited(Verbs.status)
+    metadata = _awaited(Verbs.metadata)
+    workers = _awaited(Verbs.workers)
+    queues = _awaited(Verbs.queues)
+    stats = _awaited(Verbs.stats)
+    plan = _awaited(Verbs.plan)
+    wait_ready = _awaited(Verbs.wait_ready)
+    load = _awaited(Verbs.load)
+    unload = _awaited(Verbs.unload)
+    add = _awaited(Verbs.add)
+    remove = _awaited(Verbs.remove)
+    reload = _awaited(Verbs.reload)
+    label = _awaited(Verbs.label)
+    shadow = _awaited(Verbs.shadow)
+    record = _awaited(Verbs.record)
+    migrate = _awaited(Verbs.migrate)
+    apply = _awaited(Verbs.apply)
+    drain = _awaited(Verbs.drain)
+    restart = _awaited(Verbs.restart)
+    restart_all = _awaited(Verbs.restart_all)
+    shutdown = _awaited(Verbs.shutdown)
 
-        def done(_: Any) -> None:
-            self._done.append((future, reply))
-            if not self._called:
-                self._called = True
-                loop.call_soon_threadsafe(self._resolve)
+    # -- begin and end -----------------------------------------------------------------------------------------
 
-        reply.add_done_callback(done)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            reply.cancel()
-            raise
-
-    def _resolve(self) -> None:
-        self._called = False
-        while self._done:
-            future, reply = self._done.popleft()
-            if future.done():
-                continue
-            if reply.cancelled():
-                future.cancel()
-                continue
-            error = reply.exception()
-            if error is None:
-                future.set_result(reply.result())
-            else:
-                future.set_exception(error)
+    def _connection(self) -> LoopConnection:
+        made = self._made
+        if made is None:
+            if self._closed:
+                raise FailedPrecondition("this client is closed")
+            made = self._made = LoopConnection(self.endpoint, self._endpoints.keys_for(self.endpoint))
+        made.check()
+        return made
 
     async def close(self) -> None:
-        """Cancel what is in flight and disconnect."""
-        await asyncio.to_thread(self._client.close)
+        """Cancel what is in flight and disconnect. Arrays that were returned stay valid."""
+        self._closed = True
+        for connection in (self._made, self._admin):
+            if connection is not None:
+                await connection.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self

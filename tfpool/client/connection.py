@@ -18,7 +18,7 @@ from tfpool.client.link import Link
 from tfpool.client.reply import Reply
 from tfpool.client.session import Session
 from tfpool.errors import FailedPrecondition
-from tfpool.keys import read_client_keys
+from tfpool.keys import ClientKeys
 
 CROSSOVER_BYTES = 64 << 10
 LINGER_MS = 200
@@ -28,14 +28,12 @@ _LONGEST_POLL = 0.5
 class Connection:
     """The requests to an endpoint, and the threads that wait for them.
 
-    ``keys`` is a key file, for tcp. With ``again``, what was in flight when the connection was lost is asked for again.
+    ``keys`` are for tcp. With ``again``, what was in flight when the connection was lost is asked for again.
     """
 
-    def __init__(self, endpoint: str, keys: str | None = None, again: bool = True) -> None:
-        """Raises the errors of a key file that is not as it should be."""
+    def __init__(self, endpoint: str, keys: ClientKeys | None = None, again: bool = True) -> None:
         self._pid = os.getpid()
-        wanted = keys if endpoint.startswith("tcp://") else None
-        self._link = Link(endpoint, read_client_keys(wanted) if wanted else None)
+        self._link = Link(endpoint, keys)
         self.core = Core(self._waited, CROSSOVER_BYTES, self._flush)
         self._session = Session(self._link, self.core, again, time.monotonic())
         self._io = threading.Lock()

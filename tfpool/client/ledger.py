@@ -69,14 +69,14 @@ class Ledger:
 
     def answered(self, answer: Answer, frames: list[bytes]) -> None:
         """Resolve what one batch holds for this client; its results are views of one block."""
-        spec, pieces, timing, regions = answer
+        spec, pieces, timing, regions, version = answer
         key = self._output_keys.get(spec)
         if key is None:
             if len(self._output_keys) >= _KEYS_KEPT:
                 self._output_keys.clear()
             key = self._output_keys[spec] = unpack_output_key(spec)
         if regions is not None:
-            self._by_reference(key, pieces[0].first, regions, timing)
+            self._by_reference(key, pieces[0].first, regions, timing, version)
             return
         rows = sum(piece.count * piece.rows for piece in pieces)
         blocks: list[tuple[str, Array]] = []
@@ -88,7 +88,7 @@ class Ledger:
             blocks.append((name, take_array(dtype, shape, buffers)))
             at += many
         if not key.by_rows:
-            self._finish(pieces[0].first, dict(blocks), timing)
+            self._finish(pieces[0].first, dict(blocks), timing, version)
             return
         self._learn(pieces[0].first, key)
         sent, outbox = self.sent, self._outbox
@@ -106,19 +106,19 @@ class Ledger:
                         outputs = {n: value[0] for n, value in outputs.items()}
                     if reply.leases:
                         self.release(reply)
-                    reply.timing = timing
+                    reply.timing, reply.version = timing, version
                     reply.resolve(outputs)
                     if len(outbox) >= enough:
                         self._overflow()
                 begin = end
 
-    def _finish(self, number: int, outputs: dict[str, Array], timing: tuple[int, int, int]) -> None:
+    def _finish(self, number: int, outputs: dict[str, Array], timing: tuple[int, int, int], version: int) -> None:
         reply = self.sent.pop(number, None)
         if reply is not None:
             self.release(reply)
             if reply.squeeze:
                 outputs = {name: v[0] if v.ndim and v.shape[0] == 1 else v for name, v in outputs.items()}
-            reply.timing = timing
+            reply.timing, reply.version = timing, version
             reply.resolve(outputs)
 
     def _learn(self, number: int, key: OutputKey) -> None:
@@ -127,7 +127,7 @@ class Ledger:
             reply.entry.out_row_bytes = key.row_bytes
 
     def _by_reference(
-        self, key: OutputKey, number: int, regions: tuple[Region, ...], timing: tuple[int, int, int]
+        self, key: OutputKey, number: int, regions: tuple[Region, ...], timing: tuple[int, int, int], version: int
     ) -> None:
         reply = self.sent.pop(number, None)
         if reply is None or self.store is None:
@@ -146,7 +146,7 @@ class Ledger:
         self.store.free([room])
         if reply.squeeze:
             outputs = {name: value[0] for name, value in outputs.items()}
-        reply.timing = timing
+        reply.timing, reply.version = timing, version
         reply.resolve(outputs)
 
     def release(self, reply: Reply) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import IntEnum
 from typing import Any
@@ -47,13 +47,17 @@ _CHANGES = {
 class Link:
     """At most one connection at a time. ``changed`` is whether the last wait found :meth:`changes` to hear of."""
 
-    def __init__(self, endpoint: str, keys: ClientKeys | None = None) -> None:
-        """``keys`` are for tcp, and not used otherwise."""
+    def __init__(
+        self, endpoint: str, keys: ClientKeys | None = None, watch: Callable[[int, bool], None] | None = None
+    ) -> None:
+        """``keys`` are for tcp, and not used otherwise. ``watch`` is told of each descriptor that brings news, and
+        with False when it does no more."""
         self.endpoint = endpoint
         self.keys = keys if endpoint.startswith("tcp://") else None
         self.is_open = False
         self.changed = False
         self._context = zmq.Context()
+        self._watch = watch
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._socket: Any = None
         self._monitor: Any = None
@@ -77,11 +81,13 @@ class Link:
         self._socket = sock
         self.is_open = True
         self._poller = self._watching()
+        self._tell(True)
 
     def shut(self, linger_ms: int = 0) -> None:
         """End the connection, and with it what has not been sent within ``linger_ms`` or not been received."""
         if self.is_open:
             self.is_open = False
+            self._tell(False)
             self._socket.disable_monitor()
             self._monitor.close(0)
             self._socket.close(linger_ms)
@@ -98,6 +104,11 @@ class Link:
             if watched is not None:
                 poller.register(watched, zmq.POLLIN)
         return poller
+
+    def _tell(self, watched: bool) -> None:
+        if self._watch is not None:
+            for sock in (self._socket, self._monitor):
+                self._watch(sock.getsockopt(zmq.FD), watched)
 
     def ring(self) -> None:
         """Have :meth:`wait` return; from any thread."""

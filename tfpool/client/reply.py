@@ -32,11 +32,12 @@ class Reply(Future[Any]):
     and the first touch: whoever touches second finds the outcome set, and an outcome that comes second is set and
     announced under the condition, like any Future's, so that nobody is told of what he has seen himself.
 
-    ``timing`` is (microseconds queued, microseconds run, rows in the batch) once an answer is there. ``losses`` counts
-    the connections that were lost before it was.
+    ``timing`` is (microseconds queued, microseconds run, rows in the batch) once an answer is there, and ``version``
+    whose it is. ``losses`` counts the connections that were lost before it was.
     """
 
     timing: tuple[int, int, int] | None = None
+    version = 0
     leases: tuple[Lease, ...] = ()
     regions: Any = None
     store: Any = None

@@ -13,15 +13,15 @@ import numpy as np
 
 from tfpool.client.casting import cast
 from tfpool.client.connection import Connection
+from tfpool.client.endpoints import Endpoints, positive
 from tfpool.client.examples import CLASSIFY, INPUT, REGRESS, Classes, Example, Method, Target, encode
 from tfpool.client.reply import Reply
 from tfpool.client.verbs import DEFAULT_TIMEOUT, Verbs
-from tfpool.errors import InvalidArgument, TfpoolError
-from tfpool.settings import admin_endpoint_for, default_endpoint, normalize_endpoint
+from tfpool.errors import TfpoolError
 from tfpool.wire.tensors import Array
 
 _LEAST_TIMEOUT = 0.001
-_CHECKED_KEPT = 1024
+CHECKED_KEPT = 1024
 
 Outputs = dict[str, Array]
 Inputs = Mapping[str, Any] | Any
@@ -52,12 +52,10 @@ class Client(Verbs):
     ) -> None:
         """Raises InvalidArgument for what is no endpoint, and the errors of a key file that is not as it should be.
         The pool may come up later."""
-        chosen = endpoint or os.environ.get("TFPOOL_ENDPOINT") or default_endpoint()
-        self.endpoint = normalize_endpoint(chosen)
-        self._admin_endpoint = admin or (os.environ.get("TFPOOL_ADMIN") if endpoint is None else None)
-        self._timeout = _positive(timeout)
-        self._keys = os.fspath(keys) if keys is not None else os.environ.get("TFPOOL_KEYS") or None
-        self._connection = Connection(self.endpoint, self._keys)
+        self._endpoints = Endpoints(endpoint, admin, keys)
+        self.endpoint = self._endpoints.pool
+        self._timeout = positive(timeout)
+        self._connection = Connection(self.endpoint, self._endpoints.keys_for(self.endpoint))
         self._admin: Connection | None = None
         self._admin_lock = threading.Lock()
         self._checked: set[tuple[Method, Target]] = set()
@@ -87,7 +85,7 @@ class Client(Verbs):
         """
         connection = self._connection
         connection.check()
-        seconds = self._timeout if timeout is None else _positive(timeout)
+        seconds = self._timeout if timeout is None else positive(timeout)
         if type(inputs) is not np.ndarray:
             inputs = self._cast(model, inputs, version, label, signature, rows)
         reply = connection.core.submit(
@@ -116,7 +114,7 @@ class Client(Verbs):
         """
         connection = self._connection
         connection.check()
-        seconds = self._timeout if timeout is None else _positive(timeout)
+        seconds = self._timeout if timeout is None else positive(timeout)
         if type(inputs) is not np.ndarray:
             inputs = self._cast(model, inputs, version, label, signature, rows)
         reply = connection.core.submit(
@@ -165,7 +163,7 @@ class Client(Verbs):
 
     def _on_examples(self, method: Method, target: Target, array: Array, timeout: float | None) -> Any:
         began = time.monotonic()
-        seconds = self._timeout if timeout is None else _positive(timeout)
+        seconds = self._timeout if timeout is None else positive(timeout)
         try:
             self._check(method, target, seconds)
             connection = self._connection
@@ -186,7 +184,7 @@ class Client(Verbs):
             return
         model, version, label, _ = target
         method.check(self.call("metadata", model=model, version=version, label=label, timeout=timeout), target)
-        if len(self._checked) >= _CHECKED_KEPT:
+        if len(self._checked) >= CHECKED_KEPT:
             self._checked.clear()
         self._checked.add((method, target))
 
@@ -205,13 +203,13 @@ class Client(Verbs):
         self._connection.check()
         with self._admin_lock:
             if self._admin is None:
-                endpoint = self._admin_endpoint or admin_endpoint_for(self.endpoint)
-                self._admin = Connection(normalize_endpoint(endpoint), self._keys, again=False)
+                endpoint = self._endpoints.admin()
+                self._admin = Connection(endpoint, self._endpoints.keys_for(endpoint), again=False)
         return self._call(self._admin, method, arguments, timeout)
 
     def _call(self, connection: Connection, method: str, arguments: dict[str, Any], timeout: float | None) -> Any:
         connection.check()
-        seconds = self._timeout if timeout is None else _positive(timeout)
+        seconds = self._timeout if timeout is None else positive(timeout)
         reply = connection.core.call(method, arguments, time.monotonic() + seconds)
         connection.wait(reply)
         return reply.result()
@@ -234,9 +232,3 @@ class Client(Verbs):
 
     def __repr__(self) -> str:
         return f"tfpool.Client({self.endpoint!r})"
-
-
-def _positive(timeout: float) -> float:
-    if isinstance(timeout, (int, float)) and 0 < timeout < 86400:
-        return timeout
-    raise InvalidArgument(f"timeout: got {timeout!r}, expected seconds from 0 to 86400")

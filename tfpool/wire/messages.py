@@ -153,13 +153,14 @@ class Answer(NamedTuple):
     """Outputs of ``pieces``; ``spec`` is a packed :class:`tfpool.wire.keys.OutputKey`.
 
     ``regions`` is None when the outputs follow as frames, else they lie in the client's arena.
-    ``timing`` is (microseconds queued, microseconds run, rows in the batch).
+    ``timing`` is (microseconds queued, microseconds run, rows in the batch), ``version`` the one that ran.
     """
 
     spec: bytes
     pieces: list[Piece]
     timing: tuple[int, int, int]
     regions: tuple[Region, ...] | None
+    version: int
 
 
 class Error(NamedTuple):
@@ -322,12 +323,13 @@ def decode_call(body: Any) -> Call:
 
 def decode_answer(body: Any) -> Answer:
     """The client's side trusts its broker; only the shape is restored."""
-    spec, pieces, timing, regions = body
+    spec, pieces, timing, regions, version = body
     return Answer(
         spec,
         [Piece(*piece) for piece in pieces],
         (timing[0], timing[1], timing[2]),
         None if regions is None else tuple(Region(*region) for region in regions),
+        version,
     )
 
 

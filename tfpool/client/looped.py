@@ -1,0 +1,138 @@
+"""One client's way to a broker on an event loop: no thread, no lock, no hand-over.
+
+What is submitted while the loop runs its callbacks leaves as one message when they have run. ZeroMQ's descriptors tell
+of news only once, and using a socket may swallow the word: so whoever has sent looks whether something has come, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from tfpool.client.connection import CROSSOVER_BYTES, LINGER_MS
+from tfpool.client.core import Core
+from tfpool.client.link import Link
+from tfpool.client.reply import Reply
+from tfpool.client.session import Session
+from tfpool.errors import FailedPrecondition
+from tfpool.keys import ClientKeys
+
+_TICK_SECONDS = 0.05
+_RETRY_SECONDS = 0.01
+
+
+class LoopConnection:
+    """The requests to an endpoint, all from the loop that runs when it is made. See :class:`Connection`, too."""
+
+    def __init__(self, endpoint: str, keys: ClientKeys | None = None, again: bool = True) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._link = Link(endpoint, keys, self._watch)
+        self.core = Core(self._waited, CROSSOVER_BYTES, self._flush)
+        self._flushing = self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._session = Session(self._link, self.core, again, time.monotonic())
+
+    def check(self) -> None:
+        """Raises FailedPrecondition after a fork, on another loop, and when closed."""
+        if os.getpid() != self._pid:
+            raise FailedPrecondition("this client was made before a fork: make a new one in the child process")
+        if self._closed:
+            raise FailedPrecondition("this client is closed")
+        if asyncio.get_running_loop() is not self._loop:
+            raise FailedPrecondition("this client belongs to another event loop")
+
+    def push(self) -> None:
+        """Something was queued: it leaves once the loop has run what is due."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._leave)
+            if self._timer is None:
+                self._wind()
+
+    async def result(self, reply: Reply) -> Any:
+        """What a reply brings, or its error. Cancelling the task cancels the request."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def done(_: Any) -> None:
+            if future.done():
+                return
+            if reply.cancelled():
+                future.cancel()
+                return
+            error = reply.exception()
+            if error is None:
+                future.set_result(reply.result())
+            else:
+                future.set_exception(error)
+
+        reply.add_done_callback(done)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            reply.cancel()
+            raise
+
+    async def close(self) -> None:
+        """Fail what is in flight with Cancelled, and free everything."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._session.close(time.monotonic(), LINGER_MS)
+        await asyncio.to_thread(self._link.close)
+
+    # -- on the loop -------------------------------------------------------------------------------------------
+
+    def _watch(self, descriptor: int, watched: bool) -> None:
+        if watched:
+            self._loop.add_reader(descriptor, self._heard)
+        else:
+            self._loop.remove_reader(descriptor)
+
+    def _heard(self) -> None:
+        """A descriptor says that there may be news."""
+        if self._closed or not self._link.is_open:
+            return
+        self._session.receive()
+        self._session.tend(time.monotonic())
+        if self.core.unsent:
+            self._flush()
+
+    def _leave(self) -> None:
+        self._flushing = False
+        if not self._closed:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._session.flush(time.monotonic())
+        if self._session.up:
+            self._session.receive()
+
+    def _wind(self) -> None:
+        self._timer = self._loop.call_later(_TICK_SECONDS if self._session.up else _RETRY_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        """Look after deadlines, and after a connection that is lost."""
+        session, core, now = self._session, self.core, time.monotonic()
+        if now >= session.due or not session.up:
+            session.tend(now)
+        session.flush(now)
+        if session.up:
+            session.receive()
+        if now >= core.next_expiry():
+            core.expire(now, session.trouble)
+        self._timer = None
+        if core.busy or not session.up:
+            self._wind()
+
+    def _waited(self, reply: Reply, timeout: float | None) -> None:
+        """A reply's holder has cancelled it, or waits for it as only threads may."""
+        if reply.pending:
+            raise FailedPrecondition("this would hold the event loop up: await the answer")
+        if not self._closed:
+            self.core.withdraw(reply)
+            self.push()
