@@ -14,11 +14,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfpool import config_model, config_tfs
+from tfpool import config_gateway, config_model, config_tfs
 from tfpool.config_model import each, names, read_batching
 from tfpool.config_toml import (
     Document,
     Table,
+    budget,
     flag,
     increasing,
     nearest,
@@ -35,7 +36,6 @@ from tfpool.errors import InvalidArgument
 from tfpool.settings import (
     STORE_OFF,
     BatchingSettings,
-    GatewaySettings,
     ModelSettings,
     PlacementPolicy,
     PlacementSettings,
@@ -64,10 +64,9 @@ _KEYS = {
     "pool": names(PoolSettings),
     "batching": names(BatchingSettings),
     "placement": names(PlacementSettings),
-    "gateway": names(GatewaySettings),
+    "gateway": config_gateway.KEYS,
 }
 _PATHS = ("curve_key", "authorized_keys", "models_root", "allowed_roots", "state_file", "journal")
-_GATEWAY_PATHS = ("tokens", "tls_cert", "tls_key", "tls_client_ca")
 _HUGE = 1 << 31
 LEAST_MESSAGE = 64 << 20  # clients put small requests together up to this
 
@@ -121,7 +120,7 @@ def build(
         if table is None:
             raise TypeError(f"build() got an unknown setting: {key}")
         if value is not None:
-            document.override((table,), key, _from_here(value) if key in (*_PATHS, *_GATEWAY_PATHS) else value)
+            document.override((table,), key, _from_here(value) if key in (*_PATHS, *config_gateway.PATHS) else value)
             if key == "workers":
                 document.tables.pop("worker", None)
     for name, base_path in (models or {}).items():
@@ -207,7 +206,9 @@ def _add_model(document: Document, name: str, base_path: str) -> None:
 
 def _settings(document: Document, directory: str, cpus: Sequence[int] | None, any_pin: bool = False) -> Settings:
     _check_tables(document, _TABLES)
-    gateway = _gateway(Table(document, ("gateway",), document.tables.get("gateway", {}), _KEYS["gateway"]), directory)
+    gateway = config_gateway.read(
+        Table(document, ("gateway",), document.tables.get("gateway", {}), _KEYS["gateway"]), directory
+    )
     written = Table(document, ("server",), document.tables.get("server", {}), _KEYS["server"])
     server = _server(written, directory, gateway.tokens is not None)
     pool_table = Table(document, ("pool",), document.tables.get("pool", {}), _KEYS["pool"])
@@ -278,7 +279,7 @@ def _server(table: Table, directory: str, tokens: bool) -> ServerSettings:
         table.read("grpc", address, None),
         table.read("max_message", _message, defaults.max_message),
         table.read("client_rows", whole(1, _HUGE), defaults.client_rows),
-        table.read("client_bytes", _budget, defaults.client_bytes),
+        table.read("client_bytes", budget, defaults.client_bytes),
         table.read("models_root", path_from(directory), None),
         table.read("allowed_roots", roots, ()),
         table.read("state_file", path_from(directory), None),
@@ -308,9 +309,9 @@ def _pool(table: Table) -> PoolSettings:
     return PoolSettings(
         workers=table.read("workers", workers, None),
         threads_per_worker=table.read("threads_per_worker", whole(1, 1024), None),
-        memory_budget=table.read("memory_budget", _budget, None),
-        shm_budget=table.read("shm_budget", _budget, defaults.shm_budget),
-        queue_budget=table.read("queue_budget", _budget, defaults.queue_budget),
+        memory_budget=table.read("memory_budget", budget, None),
+        shm_budget=table.read("shm_budget", budget, defaults.shm_budget),
+        queue_budget=table.read("queue_budget", budget, defaults.queue_budget),
         load_concurrency=table.read("load_concurrency", whole(1, 64), defaults.load_concurrency),
         poll_s=table.read("poll_s", poll, defaults.poll_s),
         load_retries=table.read("load_retries", whole(0, 1000), defaults.load_retries),
@@ -331,7 +332,7 @@ def _placement(table: Table, directory: str) -> PlacementSettings:
         hysteresis=table.read("hysteresis", number(1, 1000), defaults.hysteresis),
         max_replicas=table.read("max_replicas", whole(1, 1024), None),
         moves_per_minute=table.read("moves_per_minute", whole(1, 100_000), defaults.moves_per_minute),
-        bytes_per_minute=table.read("bytes_per_minute", _budget, defaults.bytes_per_minute),
+        bytes_per_minute=table.read("bytes_per_minute", budget, defaults.bytes_per_minute),
         idle_s=table.read("idle_s", number(0.1, 1e9), defaults.idle_s),
         journal=table.read("journal", path_from(directory), None),
     )
@@ -343,39 +344,9 @@ def _store(table: Table, directory: str) -> StoreSettings:
     return StoreSettings(
         place,
         table.read("enabled", flag, defaults.enabled) and place != STORE_OFF,
-        table.read("budget", _budget, defaults.budget),
+        table.read("budget", budget, defaults.budget),
         table.read("inline", flag, defaults.inline),
     )
-
-
-def _gateway(table: Table, directory: str) -> GatewaySettings:
-    defaults = GatewaySettings()
-    cert = table.read("tls_cert", path_from(directory), None)
-    key = table.read("tls_key", path_from(directory), None)
-    authority = table.read("tls_client_ca", path_from(directory), None)
-    for name, value, other in (("tls_cert", cert, key), ("tls_key", key, cert), ("tls_client_ca", authority, cert)):
-        if value is not None and other is None:
-            table.fail(name, "got it without the others, expected tls_cert and tls_key (and tls_client_ca), or neither")
-    return GatewaySettings(
-        table.read("processes", whole(1, 256), None),
-        table.read("tokens", path_from(directory), None),
-        cert,
-        key,
-        authority,
-        table.read("cors_origins", texts, ()),
-        table.read("max_body", _budget, defaults.max_body),
-        table.read("read_s", number(0.1, 86_400), defaults.read_s),
-        table.read("timeout_s", number(0.001, 86_400), defaults.timeout_s),
-        table.read("idle_s", number(0.1, 86_400), defaults.idle_s),
-        table.read("otlp_endpoint", text, None),
-    )
-
-
-def _budget(value: Any) -> int:
-    size = parse_size(value)
-    if size < 1 << 20:
-        raise InvalidArgument(f"got {show(value)}, expected at least 1MiB")
-    return size
 
 
 def _message(value: Any) -> int:
@@ -405,7 +376,7 @@ def _workers(document: Document, cpus: Sequence[int]) -> list[WorkerSettings]:
             table.read("device", device, "cpu"),
             table.read("cpus", own_cpus, ()),
             table.read("threads", whole(1, 1024), 0),
-            table.read("memory", _budget, None),
+            table.read("memory", budget, None),
         )
         if any(other.name == worker.name for other in workers):
             table.fail("name", f"got {worker.name!r} twice, expected names that differ")

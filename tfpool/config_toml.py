@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, NoReturn, TypeVar
 
 from tfpool.errors import InvalidArgument, NotFound
+from tfpool.settings import parse_size
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -237,3 +238,11 @@ def increasing(least: int, most: int) -> Callable[[Any], tuple[int, ...]]:
         return sizes
 
     return check
+
+
+def budget(value: Any) -> int:
+    """A size of at least 1 MiB. Raises InvalidArgument."""
+    size = parse_size(value)
+    if size < 1 << 20:
+        raise InvalidArgument(f"got {show(value)}, expected at least 1MiB")
+    return size

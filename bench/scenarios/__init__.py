@@ -12,6 +12,7 @@ from bench.scenarios import (
     faults,
     forms,
     gap,
+    gateway,
     goodput,
     hops,
     hot,
@@ -57,5 +58,6 @@ SCENARIOS: dict[str, Scenario] = {
         forms,
         many,
         coldstart,
+        gateway,
     )
 }

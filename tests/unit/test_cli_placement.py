@@ -486,11 +486,11 @@ def test_the_asyncio_client_has_every_verb() -> None:
 def test_the_asyncio_client_passes_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
 
-    def admin(self: Client, method: str, **named: Any) -> Any:
+    async def admin(self: AsyncClient, method: str, **named: Any) -> Any:
         sent.append((method, named))
         return MODEL
 
-    monkeypatch.setattr(Client, "admin", admin)
+    monkeypatch.setattr(AsyncClient, "admin", admin)
 
     async def ask() -> Any:
         async with AsyncClient("ipc:///nowhere/pool") as client:

@@ -17,6 +17,7 @@ from tfpool.settings import (
     STORE_VARIABLE,
     BatchingSettings,
     Form,
+    GatewaySettings,
     Loading,
     ModelSettings,
     PlacementPolicy,
@@ -40,7 +41,7 @@ def model(text: str) -> ModelSettings:
     return parse(MODEL + text).models[0]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.[ct]o*")), ids=lambda path: path.name)
 def test_examples_load(path: Path) -> None:
     settings = config.load(str(path))
     assert settings.models or settings.batching != BatchingSettings()
@@ -54,6 +55,7 @@ def test_the_full_example_tells_the_defaults(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.batching == BatchingSettings()
     assert settings.placement == PlacementSettings()
     assert settings.store == StoreSettings("/cache/tfpool/store")
+    assert settings.gateway == GatewaySettings()
     assert settings.models[0] == ModelSettings("mnist", str(CONFIGS / "models/mnist"))
 
 
@@ -234,7 +236,15 @@ BAD = [
     ("[placement]\nhysteresis = 0.5", "2: [placement] hysteresis: got 0.5", ""),
     ("[placement]\nmax_replicas = 0", "2: [placement] max_replicas: got 0", ""),
     ("[placement]\nmove = 1", "2: [placement] move: got an unknown key", ""),
-    ("[server]\nhttp = ':80'", "2: [server] http: got an unknown key", ""),
+    ("[server]\nhttp = ':80'", "2: [server] http: got ':80', expected HOST:PORT", ""),
+    ("[server]\nhttp = 'localhost:65536'", "2: [server] http: got 'localhost:65536', expected HOST:PORT", ""),
+    ("[server]\ngrpc = '0.0.0.0:8500'", "2: [server] grpc: 0.0.0.0:8500 can be reached from other hosts", "--insecure"),
+    ("[server]\nhttps = ':80'", "2: [server] https: got an unknown key", "did you mean 'http'?"),
+    ("[gateway]\ntls_cert = 'a'", "2: [gateway] tls_cert: got it without the others", ""),
+    ("[gateway]\ntls_client_ca = 'a'", "2: [gateway] tls_client_ca: got it without the others", ""),
+    ("[gateway]\nprocesses = 0", "2: [gateway] processes: got 0", ""),
+    ("[gateway]\nmax_body = 1", "2: [gateway] max_body: got 1, expected at least 1MiB", ""),
+    ("[gateway]\ntimeout_s = -1", "2: [gateway] timeout_s: got -1", ""),
     ("# x\nserver = 3", "2: server: got 3, expected a table", ""),
     ("x = 1\ny = [", "2: not TOML: ", ""),
     ("[pool", "1: not TOML: ", ""),

@@ -31,6 +31,7 @@ from tfpool.repository import describe
 from tfpool.repository.describe import Description
 from tfpool.settings import (
     BatchingSettings,
+    GatewaySettings,
     ModelSettings,
     PlacementPolicy,
     PlacementSettings,
@@ -226,6 +227,7 @@ def settings(
     placement: dict[str, Any] | None = None,
     device: str = "cpu",
     store: dict[str, Any] | None = None,
+    gateway: dict[str, Any] | None = None,
     **pool: Any,
 ) -> Settings:
     """Of a pool whose endpoints lie in ``directory``; ``memory`` is each worker's budget, ``device`` where they all
@@ -237,7 +239,8 @@ def settings(
     moving = PlacementSettings(**{"policy": PlacementPolicy.STATIC, **(placement or {})})
     stored = StoreSettings(**{"directory": str(directory / "store"), "enabled": store is not None, **(store or {})})
     listening = replace(listening, **(server or {}))
-    return Settings(listening, everything, names, models=tuple(models), placement=moving, store=stored)
+    front = GatewaySettings(**(gateway or {}))
+    return Settings(listening, everything, names, models=tuple(models), placement=moving, store=stored, gateway=front)
 
 
 class FakePool:

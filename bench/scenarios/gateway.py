@@ -1,0 +1,106 @@
+"""HTTP and gRPC: what the gateway adds to the native client, beside servers that only echo the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from bench import echoes, loads, pool, wrk
+from bench.echoes import Echo
+from bench.fleet import WrongAnswer
+from bench.loads import ATOL, RTOL
+from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from tfpool.testing.fronts import await_front, free_address
+
+CONNECTIONS = 64
+_MODEL = "mlp"
+_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+
+TARGETS = {
+    "HTTP with binary tensors, 64 connections": Target(11_800, aim=19_000, on="ours"),
+    "HTTP, added to the native client at 1": Target(0.35, on="ours"),
+    "gRPC Predict, 64 in flight": Target(0.75),
+}
+
+
+def measure(settings: Settings) -> Iterable[Figure]:
+    """One worker, one gateway, one row a request."""
+    sheet = Sheet(TARGETS)
+    address, rpc = free_address(), free_address()
+    with np.load(settings.models.samples[_MODEL]) as file:
+        rows, answers = file["x"], file["y"]
+    binary, text, call = _binary(address, rows[:1]), _json(address, rows[:1]), _call(rows[:1])
+    table = [{"name": _MODEL, "base_path": settings.models.paths[_MODEL]}]
+    with pool.configure(settings, table, 1, http=address, grpc=rpc) as served:
+        await_front(address)
+        await_front(rpc)
+        reply = binary.once()
+        _check(np.frombuffer(reply[-answers[:1].nbytes :], np.float32), answers[:1], "binary tensors")
+        _check(np.float32(json.loads(text.once())["predictions"]), answers[:1], "JSON")
+        gateway = pool.processes(served)["gateway"]
+        with (
+            Echo("http", reply) as http,
+            Echo("grpc", reply) as grpc,
+            echoes.calls("grpc.aio echo", grpc.pid, grpc.address, call) as raw,
+            echoes.calls("gRPC Predict", gateway, rpc, call, _PREDICT) as ours,
+            loads.on(settings, served, _MODEL) as native,
+        ):
+            for _ in settings.repeats():
+                _over_http(sheet, settings, binary, text, wrk.Post(http.address, "/", binary.body, {}))
+                _at_one(sheet, settings, binary, native.measure(settings, 1).p50_us)
+                reference = raw.measure(settings, CONNECTIONS)
+                load = ours.measure(settings, CONNECTIONS)
+                told = {"ours": load.detail(), "reference": reference.detail()}
+                sheet.rate("gRPC Predict, 64 in flight", "req/s", load.rate, reference.rate, told)
+    return sheet.figures()
+
+
+def _over_http(sheet: Sheet, settings: Settings, binary: wrk.Post, text: wrk.Post, echo: wrk.Post) -> None:
+    floor = wrk.shoot(settings, "ASGI echo", echo, CONNECTIONS)
+    for name, post in (("HTTP with binary tensors", binary), ("JSON predict", text)):
+        shot = wrk.shoot(settings, name, post, CONNECTIONS)
+        where = f"{name}, {CONNECTIONS} connections"
+        sheet.rate(where, "req/s", shot.rate, floor.rate)
+        sheet.cost(f"p50, {where}", "ms", shot.p50_us / 1e3, floor.p50_us / 1e3)
+        sheet.cost(f"p99, {where}", "ms", shot.p99_us / 1e3, floor.p99_us / 1e3)
+
+
+def _at_one(sheet: Sheet, settings: Settings, binary: wrk.Post, native_us: float) -> None:
+    shot = wrk.shoot(settings, "HTTP with binary tensors", binary, 1)
+    sheet.cost("p50 over HTTP, 1 connection", "ms", shot.p50_us / 1e3, native_us / 1e3)
+    sheet.cost("HTTP, added to the native client at 1", "ms", (shot.p50_us - native_us) / 1e3)
+
+
+def _binary(address: str, row: Any) -> wrk.Post:
+    tensor = {"name": "x", "shape": list(row.shape), "datatype": "FP32", "parameters": {"binary_data_size": row.nbytes}}
+    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
+    return wrk.Post(address, f"/v2/models/{_MODEL}/infer", header + row.tobytes(), headers)
+
+
+def _json(address: str, row: Any) -> wrk.Post:
+    body = json.dumps({"instances": row.tolist()}).encode()
+    return wrk.Post(address, f"/v1/models/{_MODEL}:predict", body, {"Content-Type": "application/json"})
+
+
+def _call(row: Any) -> bytes:
+    from tfpool.protos import inference_pb2
+    from tfpool.wire.tensor_proto import set_tensor
+
+    request = inference_pb2.PredictRequest()
+    request.model_spec.name = _MODEL
+    set_tensor(request.inputs["x"], row)
+    return request.SerializeToString()
+
+
+def _check(got: Any, wanted: Any, what: str) -> None:
+    if not np.allclose(got.reshape(-1), wanted.reshape(-1), RTOL, ATOL):
+        raise WrongAnswer(f"{what}: the answer is not TensorFlow's")
+
+
+SCENARIO = Scenario(
+    "gateway", "the MLP over HTTP and gRPC, beside echoes of the same bytes over both", measure, (_MODEL,), TARGETS
+)

@@ -1,0 +1,86 @@
+"""wrk, the C load generator, as a closed loop of so many connections; it has to be installed (Debian: wrk)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.children import ChildFailed
+from bench.fleet import WrongAnswer
+from bench.scenario import Settings
+
+_SLACK_SECONDS = 30.0
+_SCRIPT = """
+wrk.method = "POST"
+local file = io.open("{body}", "rb")
+wrk.body = file:read("*a")
+file:close()
+{headers}
+done = function(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format('\\n{{"requests": %d, "seconds": %f, "p50_us": %f, "p99_us": %f, "bad": %d}}\\n',
+    summary.requests, summary.duration / 1e6, latency:percentile(50), latency:percentile(99),
+    errors.status + errors.connect + errors.read + errors.write + errors.timeout))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Post:
+    """One request: where it goes, with what."""
+
+    address: str
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+
+    def once(self) -> bytes:
+        """Send it, and give what comes back. Raises WrongAnswer for another status than 200."""
+        connection = http.client.HTTPConnection(self.address, timeout=_SLACK_SECONDS)
+        try:
+            connection.request("POST", self.path, self.body, dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise WrongAnswer(f"{self.path}: got {answer.status} {content[:200]!r}, expected 200")
+        return content
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What wrk saw."""
+
+    rate: float
+    p50_us: float
+    p99_us: float
+    requests: int
+
+
+def shoot(settings: Settings, label: str, post: Post, connections: int) -> Shot:
+    """Send a request over and over for a window. Raises ChildFailed, and WrongAnswer where one got no good answer."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise ChildFailed("wrk is not installed (Debian: apt install wrk)")
+    settings.progress.say(f"{label}, {connections} connections")
+    body, script = Path(settings.directory, "wrk.body"), Path(settings.directory, "wrk.lua")
+    body.write_bytes(post.body)
+    headers = "".join(
+        f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}\n" for name, value in post.headers.items()
+    )
+    script.write_text(_SCRIPT.format(body=body, headers=headers))
+    seconds = max(1, round(settings.window))
+    command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"http://{post.address}{post.path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _SLACK_SECONDS, check=False)
+    if done.returncode:
+        raise ChildFailed(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    if told["bad"] or not told["requests"]:
+        raise WrongAnswer(f"{label}: {told['bad']} of {told['requests']} requests were not answered well")
+    return Shot(told["requests"] / told["seconds"], told["p50_us"], told["p99_us"], told["requests"])
