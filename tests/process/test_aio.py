@@ -109,6 +109,19 @@ def test_closing_cancels_what_is_in_flight(pool: FakePool) -> None:
     run(story())
 
 
+def test_what_is_withdrawn_is_cancelled_for_whoever_awaits_it(pool: FakePool) -> None:
+    async def story() -> None:
+        async with client_of(pool) as client:
+            reply = client.submit("slow", np.float32([1.0]))
+            waiting = asyncio.ensure_future(client.result(reply))
+            await asyncio.sleep(0)
+            assert reply.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+    run(story())
+
+
 def test_a_child_of_a_fork_is_refused(pool: FakePool) -> None:
     async def story() -> int:
         async with client_of(pool) as client:

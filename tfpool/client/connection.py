@@ -8,10 +8,10 @@ and what several have queued meanwhile leaves together.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 
+from tfpool.client import forks
 from tfpool.client.core import Core
 from tfpool.client.ledger import GRACE_SECONDS
 from tfpool.client.link import Link
@@ -32,7 +32,7 @@ class Connection:
     """
 
     def __init__(self, endpoint: str, keys: ClientKeys | None = None, again: bool = True) -> None:
-        self._pid = os.getpid()
+        self._life = forks.life()
         self._link = Link(endpoint, keys)
         self.core = Core(self._waited, CROSSOVER_BYTES, self._flush)
         self._session = Session(self._link, self.core, again, time.monotonic())
@@ -49,7 +49,7 @@ class Connection:
 
     def check(self) -> None:
         """Raises FailedPrecondition after a fork, and when closed."""
-        if os.getpid() != self._pid:
+        if forks.life() != self._life:
             raise FailedPrecondition("this client was made before a fork: make a new one in the child process")
         if self._closed:
             raise FailedPrecondition("this client is closed")
@@ -77,7 +77,7 @@ class Connection:
 
     def close(self) -> None:
         """Fail what is in flight with Cancelled, and free everything."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or forks.life() != self._life:
             return
         self._closed = True
         self._link.ring()

@@ -96,11 +96,14 @@ class Core:
 
         Raises InvalidArgument for what is no tensor.
         """
-        if type(inputs) is np.ndarray and rows and inputs.ndim and inputs.nbytes < self._crossover:
-            count, *inner = inputs.shape
-            entry = self._entries.get((model, version, label, signature, inputs.dtype, *inner))
+        name, array = "", inputs
+        if type(inputs) is dict and len(inputs) == 1:
+            ((name, array),) = inputs.items()
+        if type(array) is np.ndarray and rows and array.ndim and array.nbytes < self._crossover:
+            count, *inner = array.shape
+            entry = self._entries.get((model, version, label, signature, name, array.dtype, *inner))
             if entry is not None and count:
-                reply = Reply(self, entry, count, deadline, inputs.tobytes())
+                reply = Reply(self, entry, count, deadline, array.tobytes())
                 if priority:
                     reply.priority = priority
                 if not soft:
@@ -132,8 +135,9 @@ class Core:
         entry = self._entries.get(identity)
         if entry is None:
             entry = self._entry(identity, model, version, label, signature, arrays, by_rows)
-            if type(inputs) is np.ndarray and by_rows and entry.dense and inputs.dtype.isnative:
-                self._entries[(model, version, label, signature, inputs.dtype, *inputs.shape[1:])] = entry
+            if len(arrays) == 1 and by_rows and entry.dense:
+                ((name, array),) = arrays.items()
+                self._entries[(model, version, label, signature, name, array.dtype, *array.shape[1:])] = entry
         tensors = list(arrays.values())
         count = tensors[0].shape[0] if by_rows else 0
         buffers = [buffer for name, array in arrays.items() for buffer in to_buffers(array, name)]

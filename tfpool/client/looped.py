@@ -7,10 +7,10 @@ of news only once, and using a socket may swallow the word: so whoever has sent 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import Any
 
+from tfpool.client import forks
 from tfpool.client.connection import CROSSOVER_BYTES, LINGER_MS
 from tfpool.client.core import Core
 from tfpool.client.link import Link
@@ -28,7 +28,7 @@ class LoopConnection:
 
     def __init__(self, endpoint: str, keys: ClientKeys | None = None, again: bool = True) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self._life = forks.life()
         self._link = Link(endpoint, keys, self._watch)
         self.core = Core(self._waited, CROSSOVER_BYTES, self._flush)
         self._flushing = self._closed = False
@@ -37,7 +37,7 @@ class LoopConnection:
 
     def check(self) -> None:
         """Raises FailedPrecondition after a fork, on another loop, and when closed."""
-        if os.getpid() != self._pid:
+        if forks.life() != self._life:
             raise FailedPrecondition("this client was made before a fork: make a new one in the child process")
         if self._closed:
             raise FailedPrecondition("this client is closed")
@@ -59,14 +59,13 @@ class LoopConnection:
         def done(_: Any) -> None:
             if future.done():
                 return
-            if reply.cancelled():
+            value, error = reply.outcome()
+            if reply.withdrawn:
                 future.cancel()
-                return
-            error = reply.exception()
-            if error is None:
-                future.set_result(reply.result())
-            else:
+            elif error is not None:
                 future.set_exception(error)
+            else:
+                future.set_result(value)
 
         reply.add_done_callback(done)
         try:
@@ -77,7 +76,7 @@ class LoopConnection:
 
     async def close(self) -> None:
         """Fail what is in flight with Cancelled, and free everything."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or forks.life() != self._life:
             return
         self._closed = True
         if self._timer is not None:

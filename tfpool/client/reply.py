@@ -117,6 +117,15 @@ class Reply(Future[Any]):
             if found is not None:
                 self._run(found[0])
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it was cancelled; without the lock that ``cancelled`` takes."""
+        return self._state == CANCELLED_AND_NOTIFIED
+
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """The outputs, or the error, of one that is resolved."""
+        return self._result, self._exception
+
     def result(self, timeout: float | None = None) -> Any:
         """The outputs by name. Raises the request's error, or TimeoutError after ``timeout`` seconds."""
         if self._state == PENDING:
