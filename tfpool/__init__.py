@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tfpool.version import __version__
+
 if TYPE_CHECKING:
     from tfpool.client.aio import AsyncClient as AsyncClient
     from tfpool.client.sync import Client as Client
     from tfpool.supervisor.embedded import Pool as Pool
 
-__version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "Pool", "__version__", "errors"]
 
 _HOMES = {

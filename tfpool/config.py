@@ -15,6 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfpool import config_gateway, config_model, config_tfs
+from tfpool.addresses import (
+    admin_endpoint_for,
+    check_exposure,
+    check_gateway,
+    default_endpoint,
+    normalize_address,
+    normalize_endpoint,
+)
 from tfpool.config_model import each, names, read_batching
 from tfpool.config_toml import (
     Document,
@@ -32,6 +40,7 @@ from tfpool.config_toml import (
     texts,
     whole,
 )
+from tfpool.cpus import available_cpus, resolve_workers, usable_cpus
 from tfpool.errors import InvalidArgument
 from tfpool.settings import (
     STORE_OFF,
@@ -44,18 +53,9 @@ from tfpool.settings import (
     Settings,
     StoreSettings,
     WorkerSettings,
-    admin_endpoint_for,
-    available_cpus,
-    check_exposure,
-    check_gateway,
     check_model_name,
-    default_endpoint,
     default_store,
-    normalize_address,
-    normalize_endpoint,
     parse_size,
-    resolve_workers,
-    usable_cpus,
 )
 
 _TABLES = ("server", "pool", "worker", "batching", "placement", "store", "gateway", "model")

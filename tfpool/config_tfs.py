@@ -20,6 +20,8 @@ from tfpool.settings import check_model_name, check_version_policy
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from tfpool.protos.model_config_pb2 import ModelServerConfig
+
 _START = re.compile(r"(?:\s|#[^\n]*(?:\n|$))*([A-Za-z_]\w*)\s*[:{<]")
 _TOKEN = re.compile(r"""#[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|([A-Za-z_]\w*)(?=\s*[:{<])|[{}<>\n]""")
 _UNKNOWN = re.compile(r'Message type "([\w.]+)" has no field named "([^"]*)"')
@@ -60,15 +62,12 @@ def parse_models(text: str, filename: str) -> Document:
     if ("custom_model_config",) in source.places:
         place = source.place(("custom_model_config",))
         raise Unimplemented(f"{place}: custom_model_config: is not supported, expected model_config_list")
-    written = _parse(text, filename, ModelServerConfig())
-    models: list[dict[str, Any]] = []
-    places: dict[Path, str] = {}
-    for i, config in enumerate(written.model_config_list.config):
-        path = ("model_config_list", 0, "config", i)
-        models.append(_model(_table(source, path, config)))
-        places[("model", i)] = source.place(path)
-        places[("model", i, "name")] = source.place((*path, "name"))
-    return Document({"model": models}, places, f"{filename}:1")
+    return _models(_parse(text, filename, ModelServerConfig()), source)
+
+
+def read_models(written: ModelServerConfig, source: str) -> Document:
+    """The same of a message, which has no lines: ``source`` is named in errors. A custom config is left out."""
+    return _models(written, Document({}, {}, source))
 
 
 def parse_batching(text: str, filename: str) -> Document:
@@ -100,6 +99,17 @@ def parse_batching(text: str, filename: str) -> Document:
         "max_queue_rows": min(batches * size, MAX_ROWS),
     }
     return Document({"batching": values}, {}, f"{filename}:1")
+
+
+def _models(written: ModelServerConfig, source: Document) -> Document:
+    models: list[dict[str, Any]] = []
+    places: dict[Path, str] = {}
+    for i, config in enumerate(written.model_config_list.config):
+        path = ("model_config_list", 0, "config", i)
+        models.append(_model(_table(source, path, config)))
+        places[("model", i)] = source.place(path)
+        places[("model", i, "name")] = source.place((*path, "name"))
+    return Document({"model": models}, places, source.source)
 
 
 def _model(table: Table) -> dict[str, Any]:

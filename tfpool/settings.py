@@ -1,4 +1,4 @@
-"""Frozen settings, and the small readings they need: sizes, endpoints, CPUs.
+"""Frozen settings, and the small readings they need: sizes, versions, names.
 
 Sizes are bytes, times are in the unit their name ends with. ``tfpool.config`` reads settings from TOML and from a
 command line; everything below the supervisor is handed them and reads no file.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
-from ipaddress import ip_address
 
 from tfpool.errors import InvalidArgument
 
@@ -23,7 +21,6 @@ Split = tuple[tuple[int, int], ...]
 """Versions and their weights: how the requests of a label are shared out."""
 
 STORE_VARIABLE, STORE_OFF = "TFPOOL_STORE", "off"
-MAX_IPC_BYTES = 107
 MAX_SIZE = 1 << 60
 _UNITS = {"": 1, "b": 1} | {
     name: base**power
@@ -33,7 +30,6 @@ _UNITS = {"": 1, "b": 1} | {
 _SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,9})?)\s*([a-z]*)", re.ASCII)
 _SPLIT = re.compile(r"[1-9]\d{0,18}(:\d{1,9})?(,[1-9]\d{0,18}(:\d{1,9})?)*", re.ASCII)
 _SHADOW = re.compile(r"([1-9]\d{0,18}):(\d{1,3}(?:\.\d{1,6})?)%?", re.ASCII)
-_TCP = re.compile(r"tcp://(\[[0-9a-fA-F:.]+\]|[^\s\[\]:/@]+):(\d{1,5})", re.ASCII)
 _MODEL_NAME = re.compile(r"[^\s:/=\x00-\x1f\x7f]{1,512}")
 
 
@@ -317,14 +313,6 @@ def check_model_name(value: object) -> str:
     raise InvalidArgument(f"got {str(value)[:40]!r}, expected 1 to 512 characters without ':', '/', '=' and blanks")
 
 
-def default_directory() -> str:
-    """The private directory of this user's default endpoints; it is not created here."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(runtime):
-        return os.path.join(runtime, "tfpool")
-    return os.path.join(os.environ.get("TMPDIR") or "/tmp", f"tfpool-{os.getuid()}")
-
-
 def default_store() -> str:
     """Where compiled models are kept when nobody says otherwise: where the environment says, or in this user's cache;
     ``off`` (nowhere) where the environment says so, or the user has no home."""
@@ -334,148 +322,3 @@ def default_store() -> str:
     cache = os.environ.get("XDG_CACHE_HOME", "")
     base = cache if os.path.isabs(cache) else os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "tfpool", "store") if os.path.isabs(base) else STORE_OFF
-
-
-def default_endpoint() -> str:
-    """Where clients reach the pool when nobody says otherwise."""
-    return normalize_endpoint(f"ipc://{default_directory()}/pool")
-
-
-def normalize_endpoint(text: str) -> str:
-    """``ipc://`` with an absolute path (``~`` and relative paths are resolved), or a checked ``tcp://HOST:PORT``.
-
-    Raises InvalidArgument for another scheme, a bad port, and a path longer than the kernel allows.
-    """
-    if text.startswith("ipc://") and len(text) > len("ipc://") and "\0" not in text:
-        path = os.path.abspath(os.path.expanduser(text.removeprefix("ipc://")))
-        size = len(os.fsencode(path))
-        if size > MAX_IPC_BYTES:
-            raise InvalidArgument(f"ipc path: got {size} bytes, expected at most {MAX_IPC_BYTES}: {path}")
-        return f"ipc://{path}"
-    found = _TCP.fullmatch(text)
-    if found and 0 < int(found[2]) < 65536:
-        return text
-    raise InvalidArgument(f"got {text[:200]!r}, expected ipc://PATH or tcp://HOST:PORT")
-
-
-def admin_endpoint_for(endpoint: str) -> str:
-    """The admin endpoint beside a normalized ipc endpoint.
-
-    Raises InvalidArgument for tcp, whose admin endpoint has to be said.
-    """
-    if not endpoint.startswith("ipc://"):
-        raise InvalidArgument(f"the admin endpoint of {endpoint} is not known; say it (--admin, or TFPOOL_ADMIN)")
-    return normalize_endpoint(f"{endpoint}-admin")
-
-
-def check_exposure(endpoint: str, insecure: bool, encrypted: bool = False) -> None:
-    """Raises InvalidArgument for a tcp endpoint that other hosts can reach, unless ``encrypted`` or ``insecure``."""
-    found = _TCP.fullmatch(endpoint)
-    if found and not insecure and not encrypted and not is_loopback(found[1]):
-        raise InvalidArgument(
-            f"{endpoint} can be reached from other hosts, without encryption or authentication; "
-            "listen on loopback, use keys (tfpool keygen; curve_key, authorized_keys), "
-            "or pass --insecure (insecure = true) on a trusted network"
-        )
-
-
-def normalize_address(value: str) -> str:
-    """A checked HOST:PORT; port 0 is any that is free, and a port alone is one of 127.0.0.1. Raises InvalidArgument."""
-    text = f"127.0.0.1:{value}" if value.isascii() and value.isdigit() else value
-    found = _TCP.fullmatch(f"tcp://{text}")
-    if found and int(found[2]) < 65536:
-        return text
-    raise InvalidArgument(f"got {value[:200]!r}, expected HOST:PORT such as 127.0.0.1:8501")
-
-
-def check_gateway(address: str, insecure: bool, tokens: bool) -> None:
-    """Raises InvalidArgument for an HTTP or gRPC address that other hosts can reach, unless there are ``tokens``, or it
-    is ``insecure``."""
-    if not (insecure or tokens or is_loopback(address.rpartition(":")[0])):
-        raise InvalidArgument(
-            f"{address} can be reached from other hosts, by anybody: listen on loopback, ask for tokens "
-            "(--tokens, [gateway] tokens), or pass --insecure (insecure = true) on a trusted network"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this host can reach an address; ``[::1]`` with or without its brackets."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def gateway_processes(gateway: GatewaySettings, cpus: Sequence[int]) -> int:
-    """How many gateways share the ports."""
-    return gateway.processes or max(1, len(cpus) // 4)
-
-
-def available_cpus() -> tuple[int, ...]:
-    """The CPUs this process may run on."""
-    return tuple(sorted(os.sched_getaffinity(0)))
-
-
-def usable_cpus(root: str = "/") -> tuple[int, ...]:
-    """As many of :func:`available_cpus` as the container's quota (cgroup v2 or v1) pays for; at least one."""
-    cpus = available_cpus()
-    return cpus[: max(1, int(min((*_quotas(root), float(len(cpus))))))]
-
-
-def _quotas(root: str) -> Iterable[float]:
-    """The CPU quotas of this process's cgroup and of those around it, in CPUs."""
-    v1 = os.path.join(root, "sys/fs/cgroup/cpu")
-    quota, period = _words(f"{v1}/cpu.cfs_quota_us"), _words(f"{v1}/cpu.cfs_period_us")
-    if quota and period and int(quota[0]) > 0:
-        yield int(quota[0]) / int(period[0])
-    own = next((w.removeprefix("0::/") for w in _words(os.path.join(root, "proc/self/cgroup")) if w[:4] == "0::/"), "")
-    parts = [part for part in own.split("/") if part and part != ".."]
-    for depth in range(len(parts) + 1):
-        words = _words(os.path.join(root, "sys/fs/cgroup", *parts[:depth], "cpu.max"))
-        if len(words) == 2 and words[0] != "max":
-            yield int(words[0]) / int(words[1])
-
-
-def _words(path: str) -> list[str]:
-    try:
-        with open(path) as file:
-            return file.read().split()
-    except OSError:
-        return []
-
-
-def resolve_workers(
-    pool: PoolSettings, cpus: Sequence[int], by_hand: Sequence[WorkerSettings] = ()
-) -> tuple[WorkerSettings, ...]:
-    """The workers of a pool on ``cpus``: those ``by_hand`` completed, or as many as ``pool`` asks for.
-
-    Workers without CPUs divide those that nobody named; more workers than CPUs share them in turn. What is left of
-    the memory budget, which is the host's, is divided likewise among those without a GPU. Raises InvalidArgument when
-    nothing is left of it.
-    """
-    count = pool.workers or min(len(cpus), max(2, -(-len(cpus) // 4)))
-    drafts = list(by_hand) or [WorkerSettings(f"cpu{i}") for i in range(count)]
-    taken = {cpu for draft in drafts for cpu in draft.cpus}
-    free = [cpu for cpu in cpus if cpu not in taken] or list(cpus)
-    shares = iter(_divide(free, sum(not draft.cpus for draft in drafts)))
-    memory: int | None = None
-    on_host = [draft for draft in drafts if draft.device == "cpu"]
-    unbudgeted = sum(draft.memory is None for draft in on_host)
-    if pool.memory_budget is not None and unbudgeted:
-        memory = (pool.memory_budget - sum(draft.memory or 0 for draft in on_host)) // unbudgeted
-        if memory <= 0:
-            raise InvalidArgument(f"got {pool.memory_budget} bytes, expected more than the workers' own together")
-    workers = []
-    for draft in drafts:
-        own = draft.cpus or next(shares)
-        threads = draft.threads or pool.threads_per_worker or len(own)
-        budget = memory if draft.memory is None and draft.device == "cpu" else draft.memory
-        workers.append(replace(draft, cpus=own, threads=threads, memory=budget))
-    return tuple(workers)
-
-
-def _divide(cpus: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    """``count`` neighbouring shares that differ by at most one CPU; single CPUs in turn where there are too few."""
-    if count > len(cpus):
-        return [(cpus[i % len(cpus)],) for i in range(count)]
-    return [tuple(cpus[i * len(cpus) // count : (i + 1) * len(cpus) // count]) for i in range(count)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tfpool import config
+from tfpool.addresses import check_gateway, is_loopback
+from tfpool.cpus import gateway_processes
 from tfpool.errors import InvalidArgument
-from tfpool.settings import GatewaySettings, check_gateway, gateway_processes, is_loopback
+from tfpool.settings import GatewaySettings
 
 
 def test_every_gateway_key() -> None:

@@ -8,16 +8,9 @@ import pytest
 
 from tfpool.broker.notebook import Notebook
 from tfpool.broker.registry import Version
+from tfpool.cpus import resolve_workers
 from tfpool.repository.memo import Footprint
-from tfpool.settings import (
-    BatchingSettings,
-    ModelSettings,
-    PoolSettings,
-    ServerSettings,
-    Settings,
-    WorkerSettings,
-    resolve_workers,
-)
+from tfpool.settings import BatchingSettings, ModelSettings, PoolSettings, ServerSettings, Settings, WorkerSettings
 from tfpool.types import ModelKey
 
 CONFIGURED = (

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfpool import settings
+from tfpool import addresses, cpus, settings
+from tfpool.addresses import normalize_endpoint
+from tfpool.cpus import resolve_workers
 from tfpool.errors import InvalidArgument
-from tfpool.settings import PoolSettings, WorkerSettings, normalize_endpoint, parse_size, resolve_workers
+from tfpool.settings import PoolSettings, WorkerSettings, parse_size
 
 UNITS = {"B": 1, "KB": 1000, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -71,29 +73,29 @@ def test_other_endpoints_are_refused(text: str) -> None:
 
 def test_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
-    assert settings.default_directory() == "/run/user/7/tfpool"
-    assert settings.default_endpoint() == "ipc:///run/user/7/tfpool/pool"
+    assert addresses.default_directory() == "/run/user/7/tfpool"
+    assert addresses.default_endpoint() == "ipc:///run/user/7/tfpool/pool"
     monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
     monkeypatch.setenv("TMPDIR", "/else where")
-    assert settings.default_directory() == f"/else where/tfpool-{os.getuid()}"
+    assert addresses.default_directory() == f"/else where/tfpool-{os.getuid()}"
 
 
 def test_admin_endpoint_lies_beside_an_ipc_one() -> None:
-    assert settings.admin_endpoint_for("ipc:///x/pool") == "ipc:///x/pool-admin"
+    assert addresses.admin_endpoint_for("ipc:///x/pool") == "ipc:///x/pool-admin"
     with pytest.raises(InvalidArgument, match="admin endpoint of tcp"):
-        settings.admin_endpoint_for("tcp://127.0.0.1:1")
+        addresses.admin_endpoint_for("tcp://127.0.0.1:1")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "[::1]", "localhost"])
 def test_loopback_is_not_exposed(host: str) -> None:
-    settings.check_exposure(f"tcp://{host}:1", insecure=False)
+    addresses.check_exposure(f"tcp://{host}:1", insecure=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "10.0.0.1", "[::]", "some-host", "127.evil"])
 def test_other_hosts_need_insecure(host: str) -> None:
-    settings.check_exposure(f"tcp://{host}:1", insecure=True)
+    addresses.check_exposure(f"tcp://{host}:1", insecure=True)
     with pytest.raises(InvalidArgument, match="--insecure"):
-        settings.check_exposure(f"tcp://{host}:1", insecure=False)
+        addresses.check_exposure(f"tcp://{host}:1", insecure=False)
 
 
 @pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 2), (4, 2), (8, 2), (9, 3), (64, 16)])
@@ -153,4 +155,4 @@ def test_quota_limits_the_cpus(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert settings.usable_cpus(str(tmp_path)) == tuple(range(usable))
+    assert cpus.usable_cpus(str(tmp_path)) == tuple(range(usable))

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from tfpool.addresses import default_endpoint, normalize_endpoint
 from tfpool.errors import InvalidArgument, Unavailable
-from tfpool.settings import check_model_name, default_endpoint, normalize_endpoint
+from tfpool.settings import check_model_name
 
 if TYPE_CHECKING:
     from tfpool.client.sync import Client

@@ -16,18 +16,9 @@ import click
 
 from tfpool.cli.options import F, json_option
 from tfpool.cli.output import console, counted, duration, print_json, show, table
+from tfpool.cpus import resolve_workers, usable_cpus
 from tfpool.errors import InvalidArgument, NotFound, TfpoolError
-from tfpool.settings import (
-    STORE_OFF,
-    STORE_VARIABLE,
-    Form,
-    PoolSettings,
-    StoreSettings,
-    default_store,
-    parse_size,
-    resolve_workers,
-    usable_cpus,
-)
+from tfpool.settings import STORE_OFF, STORE_VARIABLE, Form, PoolSettings, StoreSettings, default_store, parse_size
 
 if TYPE_CHECKING:
     from tfpool.store.shelf import Shelf

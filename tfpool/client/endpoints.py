@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from tfpool.addresses import admin_endpoint_for, default_endpoint, normalize_endpoint
 from tfpool.errors import InvalidArgument
 from tfpool.keys import ClientKeys, read_client_keys
-from tfpool.settings import admin_endpoint_for, default_endpoint, normalize_endpoint
 
 
 class Endpoints:

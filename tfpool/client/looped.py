@@ -7,6 +7,7 @@ of news only once, and using a socket may swallow the word: so whoever has sent 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -28,7 +29,7 @@ class LoopConnection:
 
     def __init__(self, endpoint: str, keys: ClientKeys | None = None, again: bool = True) -> None:
         self._loop = asyncio.get_running_loop()
-        self._life = forks.life()
+        self._life, self._thread = forks.life(), threading.get_ident()
         self._link = Link(endpoint, keys, self._watch)
         self.core = Core(self._waited, CROSSOVER_BYTES, self._flush)
         self._flushing = self._closed = False
@@ -41,7 +42,7 @@ class LoopConnection:
             raise FailedPrecondition("this client was made before a fork: make a new one in the child process")
         if self._closed:
             raise FailedPrecondition("this client is closed")
-        if asyncio.get_running_loop() is not self._loop:
+        if threading.get_ident() != self._thread or not self._loop.is_running():
             raise FailedPrecondition("this client belongs to another event loop")
 
     def push(self) -> None:

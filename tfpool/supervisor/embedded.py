@@ -22,10 +22,10 @@ from types import TracebackType
 from typing import Any
 
 from tfpool import config as configuration
+from tfpool.addresses import MAX_IPC_BYTES
 from tfpool.client.aio import AsyncClient
 from tfpool.client.sync import Client
 from tfpool.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TfpoolError, Unavailable
-from tfpool.settings import MAX_IPC_BYTES
 
 START_SECONDS = 120.0
 STOP_SECONDS = 12.0

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from tfpool.settings import Settings, gateway_processes, usable_cpus
+from tfpool.cpus import gateway_processes, usable_cpus
+from tfpool.settings import Settings
 from tfpool.shm.doorbell import Doorbell
 from tfpool.supervisor import policy
 from tfpool.supervisor.child import Child

@@ -8,9 +8,10 @@ import stat
 import tempfile
 from contextlib import suppress
 
+from tfpool.addresses import check_exposure, default_directory
 from tfpool.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from tfpool.keys import read_authorized, read_server_keys
-from tfpool.settings import ServerSettings, check_exposure, default_directory
+from tfpool.settings import ServerSettings
 from tfpool.telemetry import log
 
 

@@ -7,8 +7,9 @@ import importlib.util
 import socket
 from dataclasses import replace
 
+from tfpool.addresses import check_gateway, default_directory, normalize_endpoint
 from tfpool.errors import FailedPrecondition, InvalidArgument
-from tfpool.settings import ServerSettings, Settings, check_gateway, default_directory, normalize_endpoint
+from tfpool.settings import ServerSettings, Settings
 
 _NEEDED = ("uvicorn", "httptools", "uvloop", "orjson", "grpc", "prometheus_client")
 
