@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfpool.telemetry.histogram import Histogram
+from tfpool.telemetry.histogram import BOUNDS, Histogram
 
 MICROSECONDS = st.floats(1, 1e9, allow_nan=False)
 
@@ -19,8 +19,8 @@ def filled(values: list[float]) -> Histogram:
 
 
 def test_an_empty_histogram_is_all_zeros() -> None:
-    assert set(Histogram().snapshot().values()) == {0}
-    assert list(Histogram().snapshot()) == ["count", "mean", "p50", "p90", "p99", "p999", "max"]
+    numbers = ["count", "total", "mean", "p50", "p90", "p99", "p999", "max"]
+    assert Histogram().snapshot() == {**dict.fromkeys(numbers, 0), "buckets": []}
 
 
 @given(st.lists(MICROSECONDS, min_size=1, max_size=50), st.floats(0, 1))
@@ -33,6 +33,7 @@ def test_quantiles_are_within_5_percent(values: list[float], q: float) -> None:
 def test_count_mean_and_max_are_exact(values: list[float]) -> None:
     snapshot = filled(values).snapshot()
     assert snapshot["count"] == len(values)
+    assert snapshot["total"] == pytest.approx(sum(values))
     assert snapshot["mean"] == pytest.approx(sum(values) / len(values))
     assert snapshot["max"] == max(values)
 
@@ -52,3 +53,17 @@ def test_values_out_of_range_are_counted(value: float) -> None:
     assert histogram.count == 1
     assert histogram.max == value
     assert histogram.quantile(1) <= max(value, 1.05)
+
+
+@given(st.lists(MICROSECONDS, max_size=50))
+def test_buckets_count_what_lies_up_to_each_bound(values: list[float]) -> None:
+    buckets = filled(values).snapshot()["buckets"]
+    near = 1e-9  # a value on a bound may fall on either side of it
+    for index, bound in enumerate(BOUNDS):
+        least, most = (sum(value <= bound * factor for value in values) for factor in (1 - near, 1 + near))
+        assert least <= (buckets[index] if index < len(buckets) else len(values)) <= most
+
+
+def test_buckets_end_where_all_is_counted() -> None:
+    assert filled([1.0, 1.0, 3.0]).snapshot()["buckets"] == [2, 2, 3]
+    assert len(filled([1e12]).snapshot()["buckets"]) == len(BOUNDS)

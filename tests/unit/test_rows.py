@@ -70,6 +70,7 @@ def test_what_is_known_of_a_version() -> None:
         "load_seconds": 0.5,
         "loaded": "on demand",
         "error": "torn",
+        "error_code": "FAILED_PRECONDITION",
         "crashes": 2,
         "isolated": True,
     }

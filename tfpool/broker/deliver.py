@@ -38,7 +38,7 @@ class Courier:
         timing = (int(waited * 1e6), int(run * 1e6), batch.rows)
         if begun > batch.start_by:
             meter.late_starts += sum(piece.count for piece in batch.pieces if piece.deadline < begun)
-        meter.ran(batch.rows, run, waited, sum(piece.count for piece in batch.pieces))
+        meter.ran(batch.rows, run, waited, sum(piece.count for piece in batch.pieces), batch.padded)
         if batch.alone:
             for piece, outputs in zip(batch.pieces, results, strict=True):
                 rows = (0, piece.rows)

@@ -15,8 +15,9 @@ RECENT_SHARE = 0.05
 class ModelMeter:
     """``requests`` were answered well, ``errors`` counts the others by code; ``rows`` and ``batches`` have run.
 
-    ``recent_rows`` is the mean of the last batches' rows. ``late_starts`` counts requests whose run began after their
-    deadline: there should be none.
+    ``recent_rows`` is the mean of the last batches' rows. ``request_rows`` takes the requests of a batch to be equally
+    large, and ``padding_rows`` are those that fill a batch up to an allowed size. ``late_starts`` counts requests whose
+    run began after their deadline: there should be none.
     """
 
     requests: int = 0
@@ -27,16 +28,21 @@ class ModelMeter:
     queue_us: Histogram = field(default_factory=Histogram)
     run_us: Histogram = field(default_factory=Histogram)
     batch_rows: Histogram = field(default_factory=Histogram)
+    request_rows: Histogram = field(default_factory=Histogram)
+    padding_rows: Histogram = field(default_factory=Histogram)
     recent_rows: float = 1.0
 
-    def ran(self, rows: int, run: float, waited: float, requests: int) -> None:
-        """A batch of ``rows`` rows has run; times in seconds."""
+    def ran(self, rows: int, run: float, waited: float, requests: int, padded: int = 0) -> None:
+        """A batch of ``rows`` rows has run, which had been filled up to ``padded``; times in seconds."""
         self.batches += 1
         self.rows += rows
         self.run_us.add(run * 1e6)
         self.batch_rows.add(rows)
         self.recent_rows += RECENT_SHARE * (rows - self.recent_rows)
         self.queue_us.add(waited * 1e6, requests)
+        if requests:
+            self.request_rows.add(rows / requests, requests)
+        self.padding_rows.add(max(0, padded - rows))
 
     def failed(self, code: int, count: int) -> None:
         self.errors[code] = self.errors.get(code, 0) + count
@@ -51,6 +57,8 @@ class ModelMeter:
             "queue_us": self.queue_us.snapshot(),
             "run_us": self.run_us.snapshot(),
             "batch_rows": self.batch_rows.snapshot(),
+            "request_rows": self.request_rows.snapshot(),
+            "padding_rows": self.padding_rows.snapshot(),
         }
 
 

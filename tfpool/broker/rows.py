@@ -7,6 +7,7 @@ from typing import Any
 
 from tfpool.broker.fleet import Link
 from tfpool.broker.registry import Model, Version
+from tfpool.errors import TfpoolError
 from tfpool.repository.states import State
 from tfpool.scheduler.core import Scheduler
 from tfpool.settings import format_split
@@ -18,20 +19,19 @@ def model_rows(model: Model) -> list[dict[str, Any]]:
     versions = sorted([*model.versions.values(), *model.leaving], key=lambda v: (v.key.version, v.handle))
     if versions:
         return [version_row(model, version) for version in versions]
-    error = model.error.message if model.error else None
+    error = model.error
     state = State.FAILED if error else State.UNLOADED if model.sighted else State.NEW
     return [_row(model.settings.name, 0, state.value, error)]
 
 
 def version_row(model: Model, version: Version) -> dict[str, Any]:
-    row = _row(version.key.name, version.key.version, version.state.value, None)
+    row = _row(version.key.name, version.key.version, version.state.value, version.error)
     row["workers"] = sorted(version.held_by())
     row["labels"] = model.labels_of(version.key.version) if not version.retired else []
     row["memory_bytes"] = version.memory_bytes
     row["peak_bytes"] = version.peak_bytes
     row["load_seconds"] = version.load_seconds
     row["loaded"] = version.goal.value
-    row["error"] = version.error.message if version.error else None
     row["crashes"] = len(version.crashes)
     row["isolated"] = bool(version.isolated)
     return row
@@ -93,7 +93,7 @@ def signatures(specs: Iterable[SignatureSpec]) -> list[dict[str, Any]]:
     return [_signature(spec) for spec in specs]
 
 
-def _row(name: str, version: int, state: str, error: str | None) -> dict[str, Any]:
+def _row(name: str, version: int, state: str, error: TfpoolError | None) -> dict[str, Any]:
     return {
         "name": name,
         "version": version,
@@ -102,7 +102,8 @@ def _row(name: str, version: int, state: str, error: str | None) -> dict[str, An
         "labels": [],
         "memory_bytes": None,
         "load_seconds": None,
-        "error": error,
+        "error": error.message if error else None,
+        "error_code": error.code.name if error else None,
     }
 
 

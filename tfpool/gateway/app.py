@@ -1,185 +1,193 @@
-"""The gateway as an ASGI application: a request's way from its path to a handler and back.
-
-The route is remembered by its path, the body read within its limits, the caller known by its token. The request of who
-hangs up is cancelled.
-"""
+"""A request's way to its handler and back: its route is found by its path, the caller known by its token, its body
+unpacked within its limits, its answer packed where the caller takes that."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterable
 
-from tfpool.errors import TfpoolError
+from tfpool.errors import ResourceExhausted, TfpoolError
 from tfpool.gateway.access import Keeper
-from tfpool.gateway.http import Headers, HttpError, Request, Response, Route, refusal
+from tfpool.gateway.http import Access, Headers, HttpError, Request, Response, Route, refusal, route
 from tfpool.settings import GatewaySettings
 from tfpool.telemetry import log
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 COMPRESSED_FROM = 16 << 10
-_WATCHED_AFTER = 0.1
-_KEPT_PATHS = 8192
-_Found = tuple[Route, tuple[str | None, ...]]
+ASIDE_FROM = 256 << 10
+"""Bytes that are packed and unpacked in a thread, for the loop has others to serve."""
+_KEPT_PATHS, _KEPT_BYTES = 8192, 256
+_UNPACKED_AT_ONCE = 4 << 20
+_SHOWN = (
+    (b"access-control-expose-headers", b"inference-header-content-length, retry-after"),
+    (b"vary", b"origin"),
+)
+Found = tuple[Route, tuple[str | None, ...], Access]
+"""The route of a request, the names in its path, and what its caller may do."""
+
+
+class Budget:
+    """Bytes of requests, and of answers that nobody takes, in memory at a time: at most ``most``."""
+
+    __slots__ = ("held", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+
+    def take(self, nbytes: int) -> None:
+        """Raises ResourceExhausted where there is no room for them."""
+        if self.held + nbytes > self.most:
+            raise ResourceExhausted(f"requests hold {self.most} bytes of memory already", 1.0)
+        self.held += nbytes
+
+    def hold(self, nbytes: int) -> None:
+        """Count what is there anyway."""
+        self.held += nbytes
+
+    def give(self, nbytes: int) -> None:
+        """They are gone."""
+        self.held -= nbytes
 
 
 class App:
     """Answers HTTP by ``routes``, of which the first that matches counts."""
 
     def __init__(self, settings: GatewaySettings, keeper: Keeper, routes: Iterable[Route]) -> None:
-        self._settings = settings
+        self.settings = settings
+        self.routes = tuple(routes)
+        self.budget = Budget(max(1 << 30, settings.max_body))
         self._keeper = keeper
-        self._routes = tuple(routes)
-        self._found: dict[tuple[str, bytes], _Found] = {}
-        self._open: dict[asyncio.Task[Any], tuple[float, Receive]] = {}
+        self._known: dict[tuple[str, bytes], tuple[Route, tuple[str | None, ...]]] = {}
+        self._options = route("OPTIONS", "", self._preflight, Access.OPEN)
         self._log = log.get("gateway")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method: str = scope["method"]
-        headers: Headers = scope["headers"]
+    def admit(self, method: str, path: bytes, headers: Headers) -> Found:
+        """Whether a request may go on, by its head. Raises HttpError, Unauthenticated or PermissionDenied."""
+        known = self._known.get((method, path))
+        if known is None:
+            known = self._find(method, path)
+            if len(path) <= _KEPT_BYTES:
+                if len(self._known) >= _KEPT_PATHS:
+                    self._known.clear()
+                self._known[(method, path)] = known
+        found, names = known
+        return found, names, self._keeper.check(headers, found.access)
+
+    async def respond(self, request: Request, found: Found, packed: bytes = b"") -> Response:
+        """The answer to a request that was admitted; ``packed`` is the encoding of its body."""
+        asked, names, _ = found
+        taken = 0
         try:
-            response = await self._answer(method, scope, headers, receive)
+            if packed and request.body and packed.lower() != b"identity":
+                request.body = await self._unpacked(request.body, packed)
+                taken = len(request.body)
+            response = await asked.handler(request, *names)
+            return await self._finished(response, request.headers)
         except (TfpoolError, HttpError) as error:
-            response = refusal(error)
+            return self.refused(error, request.headers)
         except Exception as error:
-            self._log.error("request.failed", method=method, path=scope["path"][:200], error=error)
-            response = refusal(HttpError(500, f"{type(error).__name__}: {error}"))
-        await _send(response, headers, self._cors(headers), send)
-
-    async def _answer(self, method: str, scope: Scope, headers: Headers, receive: Receive) -> Response:
-        raw: bytes = scope["raw_path"]
-        found = self._found.get((method, raw))
-        if found is None:
-            if method == "OPTIONS":
-                return self._preflight(headers)
-            found = self._find("GET" if method == "HEAD" else method, raw)
-            if len(self._found) >= _KEPT_PATHS:
-                self._found.clear()
-            self._found[(method, raw)] = found
-        route, names = found
-        access = self._keeper.check(headers, route.access)
-        event = await receive()
-        body: bytes = event.get("body", b"")
-        if event.get("more_body") or len(body) > self._settings.max_body:
-            body = await self._rest(body, headers, receive)
-        request = Request(method, raw.decode("latin-1"), scope["query_string"], headers, body, access)
-        if body and (packed := request.header(b"content-encoding")):
-            request.body = _unpacked(body, packed, self._settings.max_body)
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[task] = (time.monotonic(), receive)
-        try:
-            return await route.handler(request, *names)
+            self._log.error("request.failed", method=request.method, path=request.path[:200], error=error)
+            return self.refused(HttpError(500, f"{type(error).__name__}: {error}"), request.headers)
         finally:
-            self._open.pop(task, None)
+            self.budget.give(taken)
 
-    async def _rest(self, body: bytes, headers: Headers, receive: Receive) -> bytes:
-        """A body that comes in several pieces. Raises HttpError for one that is too long, or whose sender has gone."""
-        most = self._settings.max_body
-        said = next((value for name, value in headers if name == b"content-length"), b"0")
-        if said.isdigit() and int(said) > most:
-            raise _too_long(int(said), most)
-        pieces, size, more = [body], len(body), True
-        while more:
-            if size > most:
-                raise _too_long(size, most)
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                raise HttpError(400, "the connection was closed before the body was complete")
-            pieces.append(event.get("body", b""))
-            size += len(pieces[-1])
-            more = event.get("more_body", False)
-        if size > most:
-            raise _too_long(size, most)
-        return b"".join(pieces)
+    def refused(self, error: TfpoolError | HttpError, headers: Headers) -> Response:
+        """The answer that an error reads as."""
+        response = refusal(error)
+        response.headers = (*response.headers, *self._cors(headers))
+        return response
 
-    def _find(self, method: str, raw: bytes) -> _Found:
+    def _find(self, method: str, raw: bytes) -> tuple[Route, tuple[str | None, ...]]:
         """Raises HttpError for a path that is not there, or not with this method."""
         path = raw.decode("latin-1")
+        wanted = "GET" if method == "HEAD" else method
         others = set()
-        for route in self._routes:
-            names = route.match(path)
+        for known in self.routes:
+            names = known.match(path)
             if names is not None:
-                if route.method == method:
-                    return route, names
-                others.add(route.method)
+                if known.method == wanted:
+                    return known, names
+                others.add(known.method)
+        allowed = ", ".join(sorted(others))
+        if others and method == "OPTIONS":
+            return self._options, (allowed,)
         if path.startswith("/v1/"):
             raise HttpError(400, f"Malformed request: {method} {path}")
         if others:
-            allowed = ", ".join(sorted(others))
             raise HttpError(405, f"{path}: got {method}, expected {allowed}", ((b"allow", allowed.encode()),))
         raise HttpError(404, f"there is nothing at {path}; see /openapi.json")
 
     # -- other origins -----------------------------------------------------------------------------------------
 
     def _cors(self, headers: Headers) -> Headers:
-        allowed = self._settings.cors_origins
-        if allowed:
-            origin = next((value for name, value in headers if name == b"origin"), b"")
-            if origin and ("*" in allowed or origin.decode("latin-1") in allowed):
-                return ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
+        origins = self.settings.cors_origins
+        if origins:
+            origin = _first(headers, b"origin")
+            if origin and ("*" in origins or origin.decode("latin-1") in origins):
+                return ((b"access-control-allow-origin", origin), *_SHOWN)
         return ()
 
-    def _preflight(self, headers: Headers) -> Response:
-        if not self._cors(headers):
+    async def _preflight(self, request: Request, allowed: str) -> Response:
+        """What a browser asks before it lets a page call us."""
+        if request.header(b"origin") and not self._cors(request.headers):
             raise HttpError(403, "pages of other origins may not call this server: see cors_origins")
         return Response(
             status=204,
             headers=(
-                (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+                (b"allow", allowed.encode()),
+                (b"access-control-allow-methods", allowed.encode()),
                 (b"access-control-allow-headers", b"authorization, content-type, inference-header-content-length"),
                 (b"access-control-max-age", b"600"),
             ),
         )
 
-    # -- who hangs up ------------------------------------------------------------------------------------------
+    # -- gzip --------------------------------------------------------------------------------------------------
 
-    async def watch(self) -> None:
-        """Cancel the requests whose callers have gone; runs until it is cancelled.
+    async def _finished(self, response: Response, asked: Headers) -> Response:
+        body, headers = response.body, response.headers
+        more = self._cors(asked) if self.settings.cors_origins else ()
+        if isinstance(body, bytes) and len(body) >= COMPRESSED_FROM and _takes_gzip(asked) and _is_text(headers):
+            body = _packed(body) if len(body) < ASIDE_FROM else await asyncio.to_thread(_packed, body)
+            more = (*more, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
+        return Response(body, response.status, (*headers, *more)) if more else response
 
-        Listening for that costs a task, so only requests that take long are listened to.
-        """
-        watched: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
+    async def _unpacked(self, body: bytes, encoding: bytes) -> bytes:
+        """Raises HttpError for another encoding, a body that is broken, or too long. What it gives is in the budget."""
+        if encoding.lower() not in (b"gzip", b"x-gzip", b"deflate"):
+            said = encoding[:40].decode("latin-1")
+            raise HttpError(415, f"content-encoding: got {said!r}, expected gzip, deflate or none")
+        pieces: list[bytes] = []
+        size, most = 0, self.settings.max_body
         try:
-            while True:
-                await asyncio.sleep(_WATCHED_AFTER)
-                late = time.monotonic() - _WATCHED_AFTER
-                watched = {task: watch for task, watch in watched.items() if not watch.done()}
-                for task, (began, receive) in list(self._open.items()):
-                    if began < late and task not in watched:
-                        watched[task] = asyncio.create_task(_cancel_when_gone(task, receive))
-        finally:
-            for watch in watched.values():
-                watch.cancel()
+            async for piece in _pieces(body):
+                if size + len(piece) > most:
+                    raise too_long(size + len(piece), most)
+                self.budget.take(len(piece))
+                size += len(piece)
+                pieces.append(piece)
+        except BaseException:
+            self.budget.give(size)
+            raise
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def _cancel_when_gone(task: asyncio.Task[Any], receive: Receive) -> None:
-    event = await receive()
-    if event["type"] == "http.disconnect" and not task.done():
-        task.cancel()
-
-
-async def _send(response: Response, asked: Headers, more: Headers, send: Send) -> None:
-    body, headers = response.body, response.headers
-    if not isinstance(body, bytes):
-        await send({"type": "http.response.start", "status": response.status, "headers": [*headers, *more]})
-        async for piece in body:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-        return
-    if len(body) >= COMPRESSED_FROM and headers[:1] and headers[0][1].startswith((b"application/json", b"text/")):
-        accepted = next((value for name, value in asked if name == b"accept-encoding"), b"")
-        if b"gzip" in accepted:
-            body = _packed(body)
-            headers = (*headers, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
-    length = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": response.status, "headers": [*headers, length, *more]})
-    await send({"type": "http.response.body", "body": body})
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """A body of gzip or zlib, unpacked; the first piece at once, others in a thread. Raises HttpError."""
+    unpacker = zlib.decompressobj(47)  # either kind, by its header
+    try:
+        piece = unpacker.decompress(body, ASIDE_FROM)
+        while piece or unpacker.unconsumed_tail:
+            yield piece
+            if unpacker.eof:
+                break
+            piece = await asyncio.to_thread(unpacker.decompress, unpacker.unconsumed_tail, _UNPACKED_AT_ONCE)
+    except zlib.error as error:
+        raise HttpError(400, f"the body is not what its content-encoding says: {error}") from None
+    if not unpacker.eof:
+        raise HttpError(400, "the body is cut off: its compressed data do not end")
+    if unpacker.unused_data:
+        raise HttpError(400, f"got {len(unpacker.unused_data)} bytes after the compressed body, expected none")
 
 
 def _packed(body: bytes) -> bytes:
@@ -187,24 +195,22 @@ def _packed(body: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
-def _unpacked(body: bytes, encoding: bytes, most: int) -> bytes:
-    """Raises HttpError for another encoding, a body that is broken, or too long."""
-    if encoding.lower() in (b"identity", b""):
-        return body
-    if encoding.lower() not in (b"gzip", b"deflate"):
-        said = encoding[:40].decode("latin-1")
-        raise HttpError(415, f"content-encoding: got {said!r}, expected gzip, deflate or none")
-    unpacker = zlib.decompressobj(47)  # either kind, by its header
-    try:
-        found = unpacker.decompress(body, most + 1)
-    except zlib.error as error:
-        raise HttpError(400, f"the body is not what its content-encoding says: {error}") from None
-    if len(found) > most:
-        raise _too_long(len(found), most)
-    if not unpacker.eof:
-        raise HttpError(400, "the body is cut off: its compressed data do not end")
-    return found
+def _takes_gzip(asked: Headers) -> bool:
+    for said in _first(asked, b"accept-encoding").split(b","):
+        name, _, weight = said.partition(b";")
+        if name.strip().lower() == b"gzip":
+            return not weight or weight.partition(b"=")[2].strip(b" 0.") != b""
+    return False
 
 
-def _too_long(size: int, most: int) -> HttpError:
+def _is_text(headers: Headers) -> bool:
+    return _first(headers, b"content-type").startswith((b"application/json", b"text/"))
+
+
+def _first(headers: Headers, name: bytes) -> bytes:
+    return next((value for key, value in headers if key == name), b"")
+
+
+def too_long(size: int, most: int) -> HttpError:
+    """A body of ``size`` bytes, or more."""
     return HttpError(413, f"the body is too long: got {size} bytes or more, expected at most {most}")

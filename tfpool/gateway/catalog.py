@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfpool.client.aio import AsyncClient
 from tfpool.client.examples import Target
-from tfpool.errors import InvalidArgument
+from tfpool.errors import DeadlineExceeded, InvalidArgument, TfpoolError
 from tfpool.types import DType, TensorSpec
 
 DEFAULT_SIGNATURE = "serving_default"
 FRESH_SECONDS = 1.0
+STALE_SECONDS = 3.0
 _KEPT = 4096
+Where = tuple[str, int, str]
 _DTYPES = {dtype.label: dtype for dtype in DType}
 
 
@@ -38,7 +41,10 @@ class Servable:
     until: float = field(compare=False)
 
     def signature(self, name: str) -> Signature:
-        """One of them, the default for an empty name. Raises InvalidArgument."""
+        """One of them; for an empty name the only one, or the default. Raises InvalidArgument."""
+        if not name and len(self.signatures) == 1:
+            (only,) = self.signatures.values()
+            return only
         found = self.signatures.get(name or DEFAULT_SIGNATURE)
         if found is None:
             have = ", ".join(self.signatures) or "none"
@@ -47,27 +53,54 @@ class Servable:
 
 
 class Catalog:
-    """Servables by model, version (0: the newest) and label."""
+    """Servables by model, version (0: the newest) and label. Many may want one at once: it is asked for once, and what
+    was known serves meanwhile."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
-        self._known: dict[tuple[str, int, str], Servable] = {}
+        self._known: dict[Where, Servable] = {}
+        self._asking: dict[Where, asyncio.Task[Servable]] = {}
 
     async def servable(self, target: Target, timeout: float | None = None) -> Servable:
         """What a request for ``target`` reaches. Raises NotFound, and DeadlineExceeded after ``timeout`` seconds."""
         where = target[:3]
-        found = self._known.get(where)
-        if found is None or found.until < time.monotonic():
-            model, version, label = where
-            made = await self._client.metadata(model, version=version, label=label)
-            if len(self._known) >= _KEPT:
-                self._known.clear()
-            found = self._known[where] = _servable(made, time.monotonic() + FRESH_SECONDS)
-        return found
+        found, now = self._known.get(where), time.monotonic()
+        if found is not None and now < found.until:
+            return found
+        asking = self._asking.get(where)
+        if asking is None:
+            asking = self._asking[where] = asyncio.create_task(self._ask(where))
+            asking.add_done_callback(_seen)
+        if found is not None and now < found.until + STALE_SECONDS:
+            return found
+        try:
+            return await asyncio.wait_for(asyncio.shield(asking), timeout)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(f"model {target.model!r}: what it is like was not known in {timeout:g} s") from None
 
     def forget(self, target: Target) -> None:
         """Ask again: what was known of it may be out of date."""
         self._known.pop(target[:3], None)
+
+    async def _ask(self, where: Where) -> Servable:
+        model, version, label = where
+        try:
+            made = await self._client.metadata(model, version=version, label=label)
+        except TfpoolError:
+            self._known.pop(where, None)
+            raise
+        finally:
+            del self._asking[where]
+        if len(self._known) >= _KEPT:
+            self._known.clear()
+        found = self._known[where] = _servable(made, time.monotonic() + FRESH_SECONDS)
+        return found
+
+
+def _seen(asked: asyncio.Task[Servable]) -> None:
+    """Its error is for those that wait for it, if any."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _servable(made: dict[str, Any], until: float) -> Servable:

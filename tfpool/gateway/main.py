@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 
 import uvloop
 
 from tfpool.client.aio import AsyncClient
 from tfpool.gateway.access import Keeper
 from tfpool.gateway.app import App
+from tfpool.gateway.board import Board, Post
+from tfpool.gateway.console.front import Console
 from tfpool.gateway.health import Health
+from tfpool.gateway.metrics import Metrics
+from tfpool.gateway.oip.rest import OpenInference
+from tfpool.gateway.oip.rpc import InferenceService
 from tfpool.gateway.rpc.server import RpcServer
-from tfpool.gateway.server import HttpServer, listener
+from tfpool.gateway.rpc.services import services
+from tfpool.gateway.server import HttpServer
 from tfpool.gateway.serving import Gateway
+from tfpool.gateway.tfs.rest import Rest
+from tfpool.gateway.traces import open_traces
 from tfpool.settings import Settings
 from tfpool.shm.doorbell import Doorbell
 from tfpool.telemetry import log
@@ -26,36 +35,50 @@ from tfpool.wire.messages import Control, pack, unpack
 DRAIN_SECONDS = 5.0
 
 
-def run(sock: socket.socket, settings: Settings) -> None:
-    """Serve until the supervisor says so, or closes ``sock``."""
+def run(sock: socket.socket, settings: Settings, board: Board, slot: int) -> None:
+    """Serve until the supervisor says so, or closes ``sock``; what is counted goes into a ``slot`` of the ``board``."""
     server = settings.server
     log.configure("gateway", server.log_level, server.log_format)
-    uvloop.run(_serve(Doorbell(sock, blocking=False), settings))
+    uvloop.run(_serve(Doorbell(sock, blocking=False), settings, board, slot))
 
 
-async def _serve(bell: Doorbell, settings: Settings) -> None:
-    server = settings.server
+async def _serve(bell: Doorbell, settings: Settings, board: Board, slot: int) -> None:
+    server, traces = settings.server, open_traces(settings.gateway)
     async with AsyncClient(server.listen[0], admin=server.admin_listen, timeout=settings.gateway.timeout_s) as client:
-        gateway = Gateway(settings, client)
-        http, rpc = _http(gateway), _rpc(gateway)
+        gateway = Gateway(settings, client, traces)
+        post = Post(board, slot, gateway.meters)
+        posting = asyncio.create_task(post.run())
+        fronts: list[HttpServer | RpcServer] = []
         if server.http is not None:
-            await http.start(listener(server.http))
+            fronts.append(_http(gateway, post))
+            await fronts[-1].start(server.http)
         if server.grpc is not None:
-            await rpc.start(server.grpc)
+            fronts.append(_rpc(gateway))
+            await fronts[-1].start(server.grpc)
         bell.ring(pack([Control.UP]))
         await _told_to_end(bell)
         gateway.draining = True
-        await asyncio.gather(http.stop(DRAIN_SECONDS), rpc.stop(DRAIN_SECONDS))
+        await asyncio.gather(*(front.stop(DRAIN_SECONDS) for front in fronts))
+        posting.cancel()
+        with suppress(asyncio.CancelledError):
+            await posting
+    if traces is not None:
+        traces.close()
 
 
-def _http(gateway: Gateway) -> HttpServer:
-    routes = (*Health(gateway).routes(),)
+def _http(gateway: Gateway, post: Post) -> HttpServer:
+    rooms = (Health(gateway), Console(gateway), Metrics(gateway, post), Rest(gateway), OpenInference(gateway))
     settings = gateway.settings.gateway
-    return HttpServer(App(settings, Keeper(settings), routes), settings)
+    keeper = Keeper(settings, gateway.settings.server.http)
+    server = HttpServer(App(settings, keeper, [route for room in rooms for route in room.routes()]), settings)
+    server.answers = gateway.meters.responses
+    gateway.meters.gauges["connections"] = lambda: len(server.connections)
+    return server
 
 
 def _rpc(gateway: Gateway) -> RpcServer:
-    return RpcServer(gateway.settings.gateway, ())
+    settings = gateway.settings.gateway
+    return RpcServer(settings, services(gateway, Keeper(settings), InferenceService(gateway).methods()))
 
 
 async def _told_to_end(bell: Doorbell) -> None:

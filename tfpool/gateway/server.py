@@ -1,71 +1,98 @@
-"""The HTTP server: uvicorn with the sockets, limits and TLS of the settings."""
+"""The HTTP server: listens on a socket, with TLS or without, and looks after its connections."""
 
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import ssl
-from contextlib import AbstractContextManager, nullcontext
+import time
 from typing import Any
 
-import uvicorn
-
 from tfpool.gateway.app import App
+from tfpool.gateway.protocol import Connection
+from tfpool.gateway.tls import server_context
 from tfpool.settings import GatewaySettings
+from tfpool.telemetry import log
 
 BACKLOG = 4096
+MAX_CONNECTIONS = 1 << 16
+HANDSHAKE_SECONDS = 10.0
+_SPARE_DESCRIPTORS = 256
+_SWEEP_SECONDS = 1.0
 
 
 class HttpServer:
-    """Serves an application until :meth:`stop`."""
+    """Serves an application until :meth:`stop`.
+
+    ``connections`` are those that are open, at most ``most``; ``answers[n]`` counts the answers with a status of n00.
+    ``now`` is the time (monotonic seconds) of the last look at the connections, a second ago at most.
+    """
 
     def __init__(self, app: App, settings: GatewaySettings) -> None:
-        config = uvicorn.Config(
-            app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=settings.idle_s,  # type: ignore[arg-type]  # it is handed to call_later
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
-            ssl_ca_certs=settings.tls_client_ca,
-            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
-        )
-        self._server = _Server(config)
-        self._app = app
+        self.app = app
+        self.settings = settings
+        self.budget = app.budget
+        self.connections: set[Connection] = set()
+        self.most = min(_raise_descriptor_limit() - _SPARE_DESCRIPTORS, MAX_CONNECTIONS)
+        self.answers = [0] * 6
+        self.now = time.monotonic()
+        self.ending = False
+        self.loop: asyncio.AbstractEventLoop
+        self._log = log.get("gateway")
 
-    async def start(self, sock: socket.socket) -> None:
-        """Listen on a bound socket."""
-        self._server.config.load()
-        self._server.lifespan = self._server.config.lifespan_class(self._server.config)
-        await self._server.startup(sockets=[sock])
-        self._tasks = [asyncio.create_task(self._server.main_loop()), asyncio.create_task(self._app.watch())]
+    async def start(self, address: str) -> None:
+        """Listen on HOST:PORT, which other gateways may share. Raises InvalidArgument for TLS files that are not."""
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(self._complain)
+        context = server_context(self.settings)
+        self._listener = await self.loop.create_server(
+            lambda: Connection(self),
+            sock=_bound(address),
+            backlog=BACKLOG,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else HANDSHAKE_SECONDS,
+        )
+        self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     async def stop(self, seconds: float) -> None:
         """Take no more connections; close each once it has its answer, or after ``seconds``."""
-        self._server.should_exit = True
-        self._server.config.timeout_graceful_shutdown = max(1, int(seconds))
-        await self._server.shutdown()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.ending = True
+        self._listener.close()
+        deadline = time.monotonic() + seconds
+        while self.connections and time.monotonic() < deadline:
+            for connection in tuple(self.connections):
+                connection.end()
+            await asyncio.sleep(0.02)
+        self._sweeper.cancel()
+        for connection in tuple(self.connections):
+            connection.abort()
+
+    def answered(self, status: int) -> None:
+        """An answer is on its way."""
+        self.answers[status // 100] += 1
+
+    def failed(self, error: Exception) -> None:
+        """An answer broke off."""
+        self._log.error("answer.failed", error=error)
+
+    def _sweep(self) -> None:
+        self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
+        before, self.now = self.now, time.monotonic()
+        for connection in tuple(self.connections):
+            connection.sweep(before)
+
+    def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What the loop has to say: who breaks a handshake off, or hangs up, is no concern."""
+        error = context.get("exception")
+        if isinstance(error, ssl.SSLError | ConnectionError | TimeoutError):
+            self._log.debug("connection.failed", error=error)
+        else:
+            self._log.error("loop.failed", what=context.get("message", ""), error=error)
 
 
-class _Server(uvicorn.Server):
-    """One that leaves signals to the supervisor."""
-
-    def capture_signals(self) -> AbstractContextManager[Any]:  # type: ignore[override]
-        return nullcontext()
-
-
-def listener(address: str) -> socket.socket:
-    """A bound socket of HOST:PORT that other gateways may share."""
+def _bound(address: str) -> socket.socket:
+    """A socket that is bound there."""
     host, _, port = address.rpartition(":")
     family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
     sock = socket.socket(family, kind, protocol)
@@ -73,3 +100,10 @@ def listener(address: str) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.bind(where)
     return sock
+
+
+def _raise_descriptor_limit() -> int:
+    """Each connection takes a descriptor: have as many as the system allows, and say how many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return MAX_CONNECTIONS if most == resource.RLIM_INFINITY else most

@@ -59,6 +59,7 @@ class Gateway:
         reply: Reply | None = None
         code = Code.OK
         target = call.target
+        self.meters.in_flight += 1
         try:
             reply = self.client.submit(
                 target.model,
@@ -78,6 +79,7 @@ class Gateway:
             code = Cancelled.code
             raise
         finally:
+            self.meters.in_flight -= 1
             self.meters.served(call, code, time.monotonic() - began)
             if self.traces is not None:
                 self.traces.record(call, began, code, reply)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from tfpool.cpus import gateway_processes, usable_cpus
 from tfpool.settings import Settings
@@ -14,6 +16,9 @@ from tfpool.supervisor import policy
 from tfpool.supervisor.child import Child
 from tfpool.telemetry import log
 from tfpool.wire.messages import Control, unpack
+
+if TYPE_CHECKING:
+    from tfpool.gateway.board import Board
 
 
 class Gateways:
@@ -29,6 +34,7 @@ class Gateways:
         wanted = settings.server.http is not None or settings.server.grpc is not None
         count = gateway_processes(settings.gateway, usable_cpus()) if wanted else 0
         self.children = [Child(f"gateway{i}") for i in range(count)]
+        self._board = _board(count)
         self._start, self._hang_up, self._changed = start, hang_up, changed
         self._stopping = False
         self._log = log.get("supervisor")
@@ -46,6 +52,13 @@ class Gateways:
         for child in self.children:
             if child.due is not None and child.due <= now:
                 self._start(child, lambda child=child: self._hear(child))  # type: ignore[misc]
+
+    def become(self, child: Child, sock: socket.socket, settings: Settings) -> None:
+        """The child's side of the fork: be a gateway until told to end."""
+        from tfpool.gateway import main
+
+        assert self._board is not None
+        main.run(sock, settings, self._board, self.children.index(child))
 
     def dues(self) -> list[float]:
         return [child.due for child in self.children if child.due is not None]
@@ -74,6 +87,8 @@ class Gateways:
         """Hang up on those that are left."""
         for child in self.children:
             self._part_from(child)
+        if self._board is not None:
+            self._board.close()
 
     def _hear(self, child: Child) -> None:
         try:
@@ -100,3 +115,12 @@ class Gateways:
         if child.bell is not None:
             self._hang_up(child.bell)
             child.bell = None
+
+
+def _board(count: int) -> Board | None:
+    """Where the gateways post what they count; none where there are none, whose packages may be missing."""
+    if not count:
+        return None
+    from tfpool.gateway.board import Board
+
+    return Board.create(count)

@@ -145,9 +145,7 @@ class Supervisor:
                 broker.run(theirs, self._settings, outliving)
             elif child is not self._zygote:
                 name_process("tfpool-gateway")
-                from tfpool.gateway import main as gateway
-
-                gateway.run(theirs, self._settings)
+                self._gateways.become(child, theirs, self._settings)
             else:
                 from tfpool.supervisor import zygote
 

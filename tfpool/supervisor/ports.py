@@ -31,9 +31,12 @@ class Ports:
             return settings
         if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
             raise InvalidArgument(f"HTTP and gRPC need {', '.join(missing)}: pip install 'tfpool[gateway]'")
+        from tfpool.gateway.access import check_files
+
         for address in (server.http, server.grpc):
             if address is not None:
                 check_gateway(address, server.insecure, settings.gateway.tokens is not None)
+        check_files(settings.gateway)
         server = replace(
             _reachable(server),
             http=None if server.http is None else self._hold("http", server.http),
