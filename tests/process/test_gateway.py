@@ -126,3 +126,23 @@ def test_gateways_come_in_by_ipc() -> None:
     ports.release()
     assert made.listen[0].startswith("ipc://")
     assert made.listen[1:] == ("tcp://127.0.0.1:5555",)
+
+
+def test_a_gateway_that_cannot_start_again_is_tried_until_it_can(directory: Path) -> None:
+    place = directory / "again"
+    place.mkdir()
+    tokens = place / "tokens"
+    tokens.write_text("admin secret-of-this-test\n")
+    tokens.chmod(0o600)
+    address = free_address()
+    gateway = {"tokens": str(tokens)}
+    with FakePool(place, [model(place, "double")], server={"http": address}, gateway=gateway) as pool:
+        await_front(address)
+        tokens.write_text("nonsense\n")
+        (pid,) = pool.children("tfpool-gateway")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: "gateway0.failed" in pool.log())
+        with pool.client() as client:
+            assert client.predict("double", [[1.0]])["y"].tolist() == [[2.0]]
+        tokens.write_text("admin secret-of-this-test\n")
+        await_front(address)

@@ -24,7 +24,8 @@ from tfpool.gateway import server as serving
 from tfpool.gateway.access import Keeper
 from tfpool.gateway.app import App
 from tfpool.gateway.http import Access, Request, Response, route
-from tfpool.gateway.protocol import MAX_HEAD, MAX_HEADERS, MAX_URL, MAX_WAITING
+from tfpool.gateway.protocol import MAX_WAITING
+from tfpool.gateway.reading import MAX_HEAD, MAX_HEADERS, MAX_URL
 from tfpool.gateway.server import HttpServer
 from tfpool.settings import GatewaySettings
 from tfpool.testing.fake_worker import FakePool, until
@@ -243,7 +244,7 @@ def test_what_could_be_read_in_two_ways_is_refused(hall: Stand, name: str) -> No
         (post(b"Expect: tea", b"Content-Length: 5"), 417, "expect: got 'tea', expected 100-continue"),
         (b"GET /" + b"a" * MAX_URL + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414, "at most 8192 bytes"),
         (post(b"X: " + b"a" * MAX_HEAD), 431, "at most 65536 bytes"),
-        (post(*[b"X: a"] * MAX_HEADERS), 431, "got 101 headers, expected at most 100"),
+        (post(*[b"X: a"] * MAX_HEADERS), 431, "got more than 100 headers"),
         (b"\r\n" * MAX_HEAD, 431, "at most 65536 bytes"),
         (post(CHUNKED, body=b"5;" + b"a" * 9 * MAX_HEAD), 431, "at most 65536 bytes"),
         (post(CHUNKED, body=b"0\r\nX: " + b"a" * 9 * MAX_HEAD), 431, "at most 65536 bytes"),
@@ -302,6 +303,19 @@ def test_bodies(hall: Stand, said: bytes) -> None:
         answer = say(hall, *pieces, ends=OK).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
         assert answer.endswith(b"\r\ncontent-length: 5\r\n\r\nhello" + OK)
         assert answer.count(b"HTTP/1.1 ") == 2
+
+
+def test_bodies_in_crumbs(hall: Stand) -> None:
+    """They are read in pieces of any size, and take no more memory than their bytes."""
+    body = os.urandom(100_000)
+    crumbs = b"".join(b"1\r\n%b\r\n" % body[i : i + 1] for i in range(30_000))
+    lump = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body) - 30_000, body[30_000:])
+    assert say(hall, post(CHUNKED, body=crumbs + lump) + GET, ends=OK).endswith(b"\r\n\r\n" + body + OK)
+
+
+def test_many_upgrades_at_once(hall: Stand) -> None:
+    said = b"GET /none HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: x\r\nContent-Length: 1\r\n\r\n!"
+    assert say(hall, said * 3000 + GET, ends=OK).count(b"HTTP/1.1 404 ") == 3000
 
 
 def test_a_body_is_asked_for(hall: Stand) -> None:

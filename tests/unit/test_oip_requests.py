@@ -337,3 +337,9 @@ def test_json_with_something_else_somewhere(value: Any, where: str) -> None:
     with suppress(InvalidArgument, Unimplemented):
         plan, _ = headers.read(json.dumps(said).encode())
         assert plan.given or plan.raw
+
+
+def test_a_model_without_outputs() -> None:
+    asked, _ = InferReader().read(message(inputs=[tensor()], raw_input_contents=[FLOATS]).SerializeToString())
+    answer = oip_pb2.ModelInferResponse.FromString(write(asked.plan, "m", 1, {}))
+    assert (answer.model_name, list(answer.outputs), list(answer.raw_output_contents)) == ("m", [], [])

@@ -85,7 +85,7 @@ def test_who_leaves_cancels_what_is_at_work() -> None:
         await settled()
         pool.finish(b"1")
         await first
-        await answers.aclose()  # type: ignore[attr-defined]
+        await answers.aclose()
         await settled()
         assert sorted(pool.cancelled) == [b"2", b"3"]
 

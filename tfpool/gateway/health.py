@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tfpool.gateway.http import Access, Request, Response, Route, json_response, route
-from tfpool.gateway.readiness import Readiness
 from tfpool.gateway.serving import Gateway
 
 _MODEL = r"/readyz/([^/]+)(?:/versions/([1-9]\d{0,17})|/labels/([^/]+))?"
@@ -16,7 +15,7 @@ class Health:
     """
 
     def __init__(self, gateway: Gateway) -> None:
-        self._readiness = Readiness(gateway)
+        self._readiness = gateway.readiness
 
     def routes(self) -> tuple[Route, ...]:
         return (

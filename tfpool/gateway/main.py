@@ -21,6 +21,7 @@ from tfpool.gateway.health import Health
 from tfpool.gateway.metrics import Metrics
 from tfpool.gateway.oip.rest import OpenInference
 from tfpool.gateway.oip.rpc import InferenceService
+from tfpool.gateway.openapi import OpenApi
 from tfpool.gateway.rpc.server import RpcServer
 from tfpool.gateway.rpc.services import services
 from tfpool.gateway.server import HttpServer
@@ -67,7 +68,10 @@ async def _serve(bell: Doorbell, settings: Settings, board: Board, slot: int) ->
 
 
 def _http(gateway: Gateway, post: Post) -> HttpServer:
-    rooms = (Health(gateway), Console(gateway), Metrics(gateway, post), Rest(gateway), OpenInference(gateway))
+    rooms = (
+        *(Health(gateway), Console(gateway), Metrics(gateway, post)),
+        *(Rest(gateway), OpenInference(gateway), OpenApi()),
+    )
     settings = gateway.settings.gateway
     keeper = Keeper(settings, gateway.settings.server.http)
     server = HttpServer(App(settings, keeper, [route for room in rooms for route in room.routes()]), settings)

@@ -60,6 +60,10 @@ class Kept(Generic[T]):
             asking = self._asking = asyncio.ensure_future(self._asked())
         return await asyncio.shield(asking)
 
+    def forget(self) -> None:
+        """Ask again: what was answered may be out of date."""
+        self._asking = None
+
     async def _asked(self) -> T:
         try:
             return await self._ask()
@@ -76,6 +80,11 @@ class Readiness:
         self._rows: Kept[list[dict[str, Any]]] = Kept(lambda: client.call("models", timeout=PATIENCE_SECONDS))
         self._progress: Kept[dict[str, Any]] = Kept(lambda: client.call("progress", timeout=PATIENCE_SECONDS))
         self._started = False
+
+    def forget(self) -> None:
+        """Ask again: something has been changed."""
+        self._rows.forget()
+        self._progress.forget()
 
     async def pool(self) -> bool:
         """Whether every model that shall serve does or has failed, and the pool takes requests."""

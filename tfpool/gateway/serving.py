@@ -13,6 +13,7 @@ from tfpool.client.reply import Reply
 from tfpool.errors import Cancelled, Code, TfpoolError
 from tfpool.gateway.catalog import Catalog
 from tfpool.gateway.meters import Meters
+from tfpool.gateway.readiness import Readiness
 from tfpool.settings import Settings
 
 
@@ -49,6 +50,7 @@ class Gateway:
         self.meters = Meters()
         self.traces = traces
         self.draining = False
+        self.readiness = Readiness(self)
 
     async def predict(self, call: Call, inputs: Mapping[str, Any]) -> Reply:
         """Run a model: the reply is there, with ``result()`` (the outputs by name), ``version`` and ``timing``.

@@ -36,7 +36,7 @@ class Gateways:
         self.children = [Child(f"gateway{i}") for i in range(count)]
         self._board = _board(count)
         self._start, self._hang_up, self._changed = start, hang_up, changed
-        self._stopping = False
+        self._stopping = self._proven = False
         self._log = log.get("supervisor")
 
     @property
@@ -95,6 +95,7 @@ class Gateways:
             while child.bell is not None and (heard := child.bell.hear()) is not None:
                 if unpack(heard[0])[0] == Control.UP:
                     child.history.became_ready()
+                    self._proven = True
                     self._changed()
         except EOFError:
             self._part_from(child)
@@ -106,9 +107,11 @@ class Gateways:
         was_ready = child.history.ready
         self._log.error("gateway.ended", gateway=child.name, status=policy.describe(status))
         decision = child.history.ended(status, time.monotonic())
-        if isinstance(decision, policy.Halt) or (status > 0 and not was_ready):
+        if not self._proven and (isinstance(decision, policy.Halt) or (status > 0 and not was_ready)):
             return "the gateway cannot run"
-        child.due = time.monotonic() + decision.delay
+        # what has run once will again: perhaps somebody is just replacing the files of tokens and keys
+        delay = policy.LONGEST_DELAY if isinstance(decision, policy.Halt) else decision.delay
+        child.due = time.monotonic() + delay
         return ""
 
     def _part_from(self, child: Child) -> None:

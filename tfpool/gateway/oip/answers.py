@@ -24,8 +24,7 @@ def answer(plan: Plan, model: str, version: int, outputs: Mapping[str, Array]) -
     Raises InvalidArgument for an output that is not there or cannot be told as it was asked for, and Unimplemented for
     one that the protocol has no datatype for.
     """
-    arrays = outputs.values() if not plan.wanted else [outputs[one.name] for one in plan.wanted if one.name in outputs]
-    look = (version, *outputs, *[(array.dtype.num, array.shape) for array in arrays])
+    look, arrays = plan.look(version, outputs)
     known = plan.answers.get(look)
     if known is not None:
         head, headers = known

@@ -11,7 +11,7 @@ from tfpool.errors import NotFound, Unimplemented
 from tfpool.gateway.catalog import Servable, Signature
 from tfpool.gateway.oip.plan import target
 from tfpool.gateway.oip.tensors import NAMES
-from tfpool.gateway.readiness import Readiness, reached
+from tfpool.gateway.readiness import reached
 from tfpool.gateway.serving import Gateway
 from tfpool.types import DType, Shape, TensorSpec
 from tfpool.version import __version__
@@ -42,7 +42,7 @@ class Facts:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._client = gateway.client
-        self._readiness = Readiness(gateway)
+        self._readiness = gateway.readiness
 
     async def why_not(self, model: str, version: str | None) -> str:
         """Why no worker serves a model now; empty where one does. Raises NotFound."""
@@ -110,12 +110,12 @@ class Facts:
                     f"parameter {name[:80]!r}: models are loaded as they are configured, from their files"
                 )
         await self._client.load(model)
-        self._readiness = Readiness(self._gateway)  # who has loaded a model finds it ready, whatever was known before
+        self._readiness.forget()  # who has loaded a model finds it ready, whatever was known before
 
     async def unload(self, model: str) -> None:
         """Unload all versions, once what waits for them is answered. Raises NotFound."""
         await self._client.unload(model)
-        self._readiness = Readiness(self._gateway)
+        self._readiness.forget()
 
     async def _signature(self, model: str, version: str | None, signature: str) -> tuple[Servable, Signature]:
         servable = await self._gateway.catalog.servable(target(model, version))

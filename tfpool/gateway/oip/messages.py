@@ -5,7 +5,7 @@ Tensors come raw (``raw_input_contents``, one for each input), or as lists (``co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -83,11 +83,11 @@ def write(plan: Plan, model: str, version: int, outputs: Mapping[str, Array], fi
     Raises InvalidArgument for an output that is not there, and Unimplemented for one that the protocol has no datatype
     for.
     """
-    arrays = outputs.values() if not plan.wanted else [outputs[one.name] for one in plan.wanted if one.name in outputs]
-    look = (version, *outputs, *[(array.dtype.num, array.shape) for array in arrays])
-    heads = plan.answers.get(look)
-    if heads is not None and not final:
-        return _joined(heads, arrays)
+    look, arrays = plan.look(version, outputs)
+    known = plan.answers.get(look)
+    if known is not None and not final:
+        begin, heads = known
+        return _joined(begin, heads, arrays)
     chosen = [(one.name, top(array, one.top, one.name) if one.top else array) for one, array in plan.chosen(outputs)]
     contents = [raw(array) for _, array in chosen]
     response = oip_pb2.ModelInferResponse(
@@ -103,15 +103,11 @@ def write(plan: Plan, model: str, version: int, outputs: Mapping[str, Array], fi
     )
     if final:
         response.parameters["triton_final_response"].bool_param = True
-    heads = _heads(response.SerializeToString(), contents)
+    begin, heads = response.SerializeToString(), [_head(content) for content in contents]
     dense = all(array is content for (_, array), content in zip(chosen, contents, strict=True))
-    if plan.lasting and dense and not final and not any(one.top for one in plan.wanted):
-        plan.keep(look, heads)
-    return _joined(heads, contents)
-
-
-def _joined(heads: Iterable[bytes], contents: Iterable[Any]) -> bytes:
-    return b"".join(chain.from_iterable(zip(heads, contents, strict=True)))
+    if plan.lasting and dense and not final:
+        plan.keep(look, (begin, heads))
+    return _joined(begin, heads, contents)
 
 
 def stream_answer(response: bytes) -> bytes:
@@ -125,11 +121,14 @@ def stream_error(message: str, id: str) -> bytes:
     return oip_pb2.ModelStreamInferResponse(error_message=message, infer_response=failed).SerializeToString()
 
 
-def _heads(begin: bytes, contents: Sequence[bytes | Array]) -> list[bytes]:
-    """What comes before each of the raw contents."""
-    sizes = [len(content) if isinstance(content, bytes) else content.nbytes for content in contents]
-    heads = [pack_varint(_RAW_OUTPUT) + pack_varint(size) for size in sizes]
-    return [begin + heads[0], *heads[1:]]
+def _head(content: bytes | Array) -> bytes:
+    """What comes before raw contents."""
+    size = len(content) if isinstance(content, bytes) else content.nbytes
+    return pack_varint(_RAW_OUTPUT) + pack_varint(size)
+
+
+def _joined(begin: bytes, heads: Iterable[bytes], contents: Iterable[Any]) -> bytes:
+    return b"".join((begin, *chain.from_iterable(zip(heads, contents, strict=True))))
 
 
 def _opened(data: bytes) -> tuple[oip_pb2.ModelInferRequest, list[tuple[int, int]]]:

@@ -19,7 +19,7 @@ from tfpool.wire.tensors import Array
 INFER = "infer"
 TRACE = "traceparent"
 LOWEST_PRIORITY = -100
-_KEPT_ANSWERS = 64
+_KEPT_ANSWERS = 8
 _MAX_VERSION = 1 << 63
 _MAX_TIMEOUT = MAX_BUDGET_MS / 1000 - 1
 
@@ -60,6 +60,12 @@ class Plan:
     def lasting(self) -> bool:
         """Whether other requests may say the very same."""
         return not (self.given or self.id)
+
+    def look(self, version: int, outputs: Mapping[str, Array]) -> tuple[tuple[Any, ...], list[Any]]:
+        """What the outputs of a version look like, and those that are wanted; one that is not there is passed over."""
+        wanted, have = self.wanted, outputs
+        arrays = [have[one.name] for one in wanted if one.name in have] if wanted else list(have.values())
+        return (version, *have, *[(array.dtype.num, array.shape) for array in arrays]), arrays
 
     def keep(self, look: object, answer: object) -> None:
         """Keep what answers begin with whose outputs look like this."""

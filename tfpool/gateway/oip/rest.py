@@ -9,7 +9,6 @@ from tfpool.gateway.http import Access, Request, Response, Route, json_response,
 from tfpool.gateway.oip import facts
 from tfpool.gateway.oip.facts import Facts
 from tfpool.gateway.oip.infer import Infer
-from tfpool.gateway.readiness import Readiness
 from tfpool.gateway.serving import Gateway
 
 _MODEL = r"/v2/models/([^/]+)(?:/versions/([^/]+))?"
@@ -23,7 +22,7 @@ class OpenInference:
     def __init__(self, gateway: Gateway) -> None:
         self._infer = Infer(gateway)
         self._facts = Facts(gateway)
-        self._readiness = Readiness(gateway)
+        self._readiness = gateway.readiness
 
     def routes(self) -> tuple[Route, ...]:
         seen, admin = Access.MONITOR, Access.ADMIN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -15,7 +16,6 @@ from tfpool.gateway.oip.facts import Facts
 from tfpool.gateway.oip.messages import Asked, InferReader, stream_answer, stream_error, write
 from tfpool.gateway.oip.plan import INFER, TRACE
 from tfpool.gateway.oip.stream import answered
-from tfpool.gateway.readiness import Readiness
 from tfpool.gateway.rpc.methods import Method, header, read, streams, timeout_of, unary
 from tfpool.gateway.serving import Call, Gateway
 from tfpool.protos import oip_pb2
@@ -31,7 +31,7 @@ class InferenceService:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._facts = Facts(gateway)
-        self._readiness = Readiness(gateway)
+        self._readiness = gateway.readiness
         self._reader = InferReader()
 
     def methods(self) -> tuple[Method, ...]:
@@ -74,8 +74,9 @@ class InferenceService:
             except TfpoolError as error:
                 return stream_error(error.message, asked.plan.id if asked is not None else "")
 
-        async for response in answered(requests, answer):
-            yield response
+        async with aclosing(answered(requests, answer)) as responses:
+            async for response in responses:
+                yield response
 
     async def _run(self, asked: Asked, inputs: dict[str, Array], context: Any, final: bool = False) -> bytes:
         options, where = asked.plan.options, asked.target

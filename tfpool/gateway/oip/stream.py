@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 AT_WORK = 256
 """Requests of one stream that are at work, or whose answers its caller has not taken yet."""
@@ -11,7 +11,7 @@ AT_WORK = 256
 
 async def answered(
     requests: AsyncIterator[bytes], answer: Callable[[bytes], Awaitable[bytes]], at_work: int = AT_WORK
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The answers, in the order in which they are there. Ends with the last, or with what ``answer``
     raises; closing it cancels what is at work."""
     done: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tfpool.errors import InvalidArgument
 from tfpool.gateway.catalog import Servable
 from tfpool.gateway.tfs.describe import VersionStatus
-from tfpool.protos import error_codes_pb2, saved_model_pb2, serving_pb2
+from tfpool.protos import saved_model_pb2, serving_pb2
 from tfpool.types import TensorSpec
 
 SIGNATURE_DEF = "signature_def"
@@ -45,9 +45,8 @@ def status(found: Iterable[VersionStatus]) -> serving_pb2.GetModelStatusResponse
     """The states of versions."""
     answer = serving_pb2.GetModelStatusResponse()
     for one in found:
-        made = answer.model_version_status.add(version=one.version, state=int(one.state))
-        made.status.error_code = error_codes_pb2.Code.Value(one.code)
-        made.status.error_message = one.error
+        said = serving_pb2.StatusProto(error_code=one.code, error_message=one.error)
+        answer.model_version_status.add(version=one.version, state=int(one.state), status=said)
     return answer
 
 

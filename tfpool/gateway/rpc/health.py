@@ -10,7 +10,6 @@ from grpc_health.v1 import health_pb2
 
 from tfpool.errors import NotFound, TfpoolError
 from tfpool.gateway.http import Access
-from tfpool.gateway.readiness import Readiness
 from tfpool.gateway.rpc.methods import Method, read, stream, unary
 from tfpool.gateway.serving import Gateway
 
@@ -26,7 +25,7 @@ class Health:
 
     def __init__(self, gateway: Gateway, services: Collection[str]) -> None:
         self._gateway = gateway
-        self._readiness = Readiness(gateway)
+        self._readiness = gateway.readiness
         self._pool = frozenset(("", *services))
 
     def methods(self) -> tuple[Method, ...]:

@@ -86,14 +86,14 @@ export function choice(options, chosen) {
 }
 
 /** Ask for a token until `enter(token)` takes one; it gives what is wrong, or nothing. */
-export function askToken(why, enter) {
+export function askToken(enter) {
   const input = h("input", { type: "password", autocomplete: "current-password", required: true, autofocus: true });
-  const wrong = h("p", { class: "wrong", role: "alert" }, why);
+  const whose = h("input", { type: "text", autocomplete: "username", value: "tfpool", hidden: true });
+  const wrong = h("p", { class: "wrong", role: "alert" });
   const go = h("button", { type: "submit", class: "main" }, "Sign in");
-  const form = h("form", {}, field("Token", input), wrong, h("div", { class: "answers" }, go));
+  const form = h("form", {}, whose, field("Token", input), wrong, h("div", { class: "answers" }, go));
   const about = h("p", { class: "note" }, "This pool shows itself to those who have a token. It is kept until this tab is closed.");
   const dialog = openDialog("confirm signin", "Sign in", about, form);
-  dialog.addEventListener("cancel", (event) => event.preventDefault());
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     put(go, "disabled", true);

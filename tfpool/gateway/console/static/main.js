@@ -15,7 +15,6 @@ import { workers } from "./workers.js";
 const ROLES = { ADMIN: "Admin", PREDICT: "Viewer", MONITOR: "Viewer" };
 
 const state = new State();
-let line = null;
 let was = "live";
 
 function build() {
@@ -40,6 +39,7 @@ function show(link) {
   const stale = link === "lost" || Boolean(trouble);
   const known = state.head?.at === undefined ? "" : ` What you see is of ${clock(state.head.at)}.`;
   put(document.body, "data-link", stale ? "stale" : "live");
+  put(document.body, "data-known", state.head?.at !== undefined);
   say(byId("linktext"), link === "lost" ? "Not connected" : trouble ? "No answer" : "Live");
   say(byId("banner"), stale ? `${trouble ? `The pool does not answer: ${trouble}.` : "The line to the gateway is cut; trying again."}${known}` : "");
   put(byId("banner"), "hidden", !stale);
@@ -54,8 +54,8 @@ async function enter(given) {
     const { access, tokens } = await get("api/whoami");
     state.access = access;
     say(byId("who"), ROLES[access]);
-    put(byId("who"), "hidden", !tokens);
-    put(byId("leave"), "hidden", !tokens);
+    say(byId("door"), "Sign out");
+    for (const id of ["who", "door"]) put(byId(id), "hidden", !tokens);
     return "";
   } catch (error) {
     if (error instanceof Refused && (error.status === 401 || error.status === 403)) {
@@ -67,30 +67,36 @@ async function enter(given) {
 }
 
 async function begin() {
-  const problem = await enter("");
-  if (problem === "needed") {
-    askToken("", async (given) => {
-      const wrong = await enter(given);
-      if (!wrong) run();
-      return wrong;
-    });
-  } else run();
+  if ((await enter("")) === "needed") signIn();
+  else run();
+}
+
+function signIn() {
+  say(byId("linktext"), "Not signed in");
+  say(byId("door"), "Sign in");
+  put(byId("door"), "hidden", false);
+  askToken(async (given) => {
+    const wrong = await enter(given);
+    if (wrong) return wrong;
+    run();
+    requestAnimationFrame(() => byId("main").focus());
+    return "";
+  });
 }
 
 async function run() {
-  line = new AbortController();
   try {
-    await follow({ frame: (value) => state.apply(value), link: show, signal: line.signal });
+    await follow({ frame: (value) => state.apply(value), link: show });
   } catch {
     token.clear();
-    begin();
+    location.reload();
   }
 }
 
-byId("leave").addEventListener("click", () => {
+byId("door").addEventListener("click", () => {
+  if (!token.get()) return signIn();
   token.clear();
-  line?.abort();
-  location.reload();
+  return location.reload();
 });
 
 build();

@@ -42,30 +42,28 @@ export async function post(verb, body) {
   return (await checked(await fetch(`console/api/${verb}`, sent))).json();
 }
 
-/** Calls `frame` with each frame, and `link` with "live" or "lost" as the line comes and goes; ends when refused. */
-export async function follow({ frame, link, signal }) {
+/** Calls `frame` with each frame, and `link` with "live" or "lost" as the line comes and goes. Throws Refused. */
+export async function follow({ frame, link }) {
   let wait = 500;
-  while (!signal.aborted) {
+  for (;;) {
     try {
       await read((value) => {
         wait = 500;
         link("live");
         frame(value);
-      }, signal);
+      });
     } catch (error) {
       if (error instanceof Refused && (error.status === 401 || error.status === 403)) throw error;
     }
-    if (signal.aborted) return;
     link("lost");
     await new Promise((done) => setTimeout(done, wait));
     wait = Math.min(wait * 2, LONGEST_WAIT_MS);
   }
 }
 
-async function read(frame, signal) {
+async function read(frame) {
   const cut = new AbortController();
   const end = () => cut.abort();
-  signal.addEventListener("abort", end);
   let silence = setTimeout(end, SILENCE_MS);
   try {
     const response = await checked(
@@ -84,7 +82,6 @@ async function read(frame, signal) {
     }
   } finally {
     clearTimeout(silence);
-    signal.removeEventListener("abort", end);
     cut.abort();
   }
 }
