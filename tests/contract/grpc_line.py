@@ -62,11 +62,11 @@ class Doorman:
 
 
 class Line:
-    """Calls to a gateway's methods: numpy functions stand for the pool."""
+    """Calls to a gateway's methods: numpy functions stand for the pool, and a doorman for the keeper."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeper: Any = None) -> None:
         self.desk = Desk(MODELS, lambda gateway: (), LABELS)
-        self._methods = services(self.desk.gateway, Doorman())  # type: ignore[arg-type]
+        self._methods = services(self.desk.gateway, keeper or Doorman())
 
     def ask(self, method: str, request: bytes = b"", seconds: float | None = None, says: str = "ADMIN") -> bytes:
         """The response of a unary method. Raises Ended."""

@@ -19,9 +19,11 @@ import msgpack
 import numpy as np
 from google.protobuf import text_format
 
+from tests.fuzz import gateway
 from tfpool import config, config_tfs, keys
 from tfpool.broker.gather import check_frames, check_regions
 from tfpool.errors import InvalidArgument, TfpoolError
+from tfpool.gateway.access import read_tokens
 from tfpool.protos.saved_model_pb2 import SavedModel
 from tfpool.repository import describe, statefile, tfrecord, warmup_file
 from tfpool.settings import Form
@@ -142,7 +144,9 @@ def saved_model(data: bytes) -> None:
 
 
 def key_file(data: bytes) -> None:
-    readers: tuple[Callable[[str], object], ...] = (keys.read_server_keys, keys.read_client_keys, keys.read_authorized)
+    readers: tuple[Callable[[str], object], ...] = (
+        *(keys.read_server_keys, keys.read_client_keys, keys.read_authorized, read_tokens),
+    )
     for read in readers:
         _in_file("some.key", data, read)
 
@@ -261,9 +265,11 @@ TARGETS: dict[str, Target] = {
         (
             f"# a key\npublic = {_PUBLIC}\nsecret = {_SECRET}\nserver = {_PUBLIC}\n".encode(),
             f"# who gets in\nadmin {_PUBLIC} ann\npredict {_SECRET} pete\n".encode(),
+            b"monitor some-token\nadmin another-token== ann\n",
         ),
     ),
     "state_file": Target(state_file, (_STATE, b"{}")),
     "manifest": Target(manifest, (_MANIFEST, _REFUSED)),
     "manifest_body": Target(manifest_body, tuple(b"{" + data[77:] for data in (_MANIFEST, _REFUSED))),
+    **{name: Target(run, seeds) for name, (run, seeds) in gateway.TARGETS.items()},
 }

@@ -153,3 +153,13 @@ def test_streams_end_where_the_poll_fails_for_a_reason_of_our_own() -> None:
             assert (await frame(viewer))["whole"]
 
     run(story)
+
+
+def test_a_stream_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "WATCH_SECONDS", 0.05)
+
+    async def story(pool: Pool) -> None:
+        frames = [one async for one in pool.hub().watch()]
+        assert len(frames) > 1
+
+    run(story)

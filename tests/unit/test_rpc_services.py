@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +17,14 @@ from grpc_reflection.v1alpha import reflection_pb2
 from tests.contract.grpc_line import TRACE, Ended, Line
 from tfpool.client.examples import Target
 from tfpool.errors import Code, InvalidArgument, ResourceExhausted
+from tfpool.gateway.access import Keeper
 from tfpool.gateway.http import Access
+from tfpool.gateway.rpc import health
 from tfpool.gateway.rpc.reflection import pool
 from tfpool.gateway.rpc.status import MAX_DETAILS, PUSHBACK, STATUS
 from tfpool.gateway.serving import Call
 from tfpool.protos import inference_pb2, serving_pb2
+from tfpool.settings import GatewaySettings
 from tfpool.wire.tensor_proto import set_tensor, to_array
 
 
@@ -321,6 +326,22 @@ def test_access(line: Line, method: str, access: Access | None) -> None:
         assert ended.value.code is (INVALID if access >= NEEDED[method] else StatusCode.PERMISSION_DENIED)
 
 
+def test_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.touch(0o600)
+    file.write_text("predict call-" + "b" * 20)
+    line = Line(Keeper(GatewaySettings(tokens=str(file))))
+    status = serving_pb2.GetModelStatusRequest(model_spec=spec(name="half")).SerializeToString()
+    assert line.ask("ModelService/GetModelStatus", status, says="Bearer call-" + "b" * 20)
+    with pytest.raises(Ended) as ended:
+        line.ask("ModelService/HandleReloadConfigRequest", says="Bearer call-" + "b" * 20)
+    assert ended.value.code is StatusCode.PERMISSION_DENIED
+    for says in ("", "Bearer call-" + "c" * 20, "Bearer \N{SNOWMAN}"):
+        with pytest.raises(Ended) as ended:
+            line.ask("ModelService/GetModelStatus", status, says=says)
+        assert ended.value.code is StatusCode.UNAUTHENTICATED
+
+
 # -- health and reflection -------------------------------------------------------------------------------------------
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -348,6 +369,22 @@ def test_watching_what_is_not_there(line: Line) -> None:
     (data,) = line.listen("grpc.health.v1.Health/Watch", request, 1)
     unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     assert health_pb2.HealthCheckResponse.FromString(data).status == unknown
+
+
+def test_a_watch_ends_with_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "WATCH_SECONDS", 0.0)
+    line = Line()
+    request = health_pb2.HealthCheckRequest(service="half").SerializeToString()
+    answers = health.Health(line.desk.gateway, ()).watch(request, None)
+
+    async def watch() -> list[int]:
+        found = []
+        async for data in answers:
+            found.append(health_pb2.HealthCheckResponse.FromString(data).status)
+            line.desk.gateway.draining = True
+        return found
+
+    assert asyncio.run(watch()) == [SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])

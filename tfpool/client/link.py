@@ -11,6 +11,7 @@ from typing import Any
 
 import zmq
 
+from tfpool.errors import Unavailable
 from tfpool.keys import ClientKeys
 from tfpool.wire.tensors import Buffer
 
@@ -65,20 +66,31 @@ class Link:
         self._opened = 0
 
     def open(self) -> None:
-        """Begin to connect; :meth:`changes` tells of the outcome, but not for hosts that have no address."""
-        sock = self._context.socket(zmq.DEALER)
-        options = {zmq.LINGER: 0, zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.RECONNECT_IVL: _NEVER_MS}
-        if self.endpoint.startswith("tcp://"):
-            options |= {zmq.HEARTBEAT_IVL: HEARTBEAT_MS, zmq.HEARTBEAT_TIMEOUT: SILENCE_MS}
-        for option, value in options.items():
-            sock.setsockopt(option, value)
-        if self.keys is not None:
-            sock.curve_serverkey = self.keys.server
-            sock.curve_publickey, sock.curve_secretkey = self.keys.public, self.keys.secret
-        self._opened += 1
-        self._monitor = sock.get_monitor_socket(sum(_CHANGES), f"inproc://monitor-{self._opened}")
-        sock.connect(self.endpoint)
-        self._socket = sock
+        """Begin to connect; :meth:`changes` tells of the outcome, but not for hosts that have no address.
+
+        Raises Unavailable where the system has no socket left.
+        """
+        sock = monitor = None
+        try:
+            sock = self._context.socket(zmq.DEALER)
+            options = {zmq.LINGER: 0, zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.RECONNECT_IVL: _NEVER_MS}
+            if self.endpoint.startswith("tcp://"):
+                options |= {zmq.HEARTBEAT_IVL: HEARTBEAT_MS, zmq.HEARTBEAT_TIMEOUT: SILENCE_MS}
+            for option, value in options.items():
+                sock.setsockopt(option, value)
+            if self.keys is not None:
+                sock.curve_serverkey = self.keys.server
+                sock.curve_publickey, sock.curve_secretkey = self.keys.public, self.keys.secret
+            self._opened += 1
+            monitor = sock.get_monitor_socket(sum(_CHANGES), f"inproc://monitor-{self._opened}")
+            sock.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            if monitor is not None:
+                monitor.close(0)
+            if sock is not None:
+                sock.close(0)
+            raise Unavailable(f"cannot connect to {self.endpoint}: {error}") from None
+        self._socket, self._monitor = sock, monitor
         self.is_open = True
         self._poller = self._watching()
         self._tell(True)

@@ -117,17 +117,19 @@ class LoopConnection:
 
     def _tick(self) -> None:
         """Look after deadlines, and after a connection that is lost."""
-        session, core, now = self._session, self.core, time.monotonic()
-        if now >= session.due or not session.up:
-            session.tend(now)
-        session.flush(now)
-        if session.up:
-            session.receive()
-        if now >= core.next_expiry():
-            core.expire(now, session.trouble)
         self._timer = None
-        if core.busy or not session.up:
-            self._wind()
+        session, core, now = self._session, self.core, time.monotonic()
+        try:
+            if now >= session.due or not session.up:
+                session.tend(now)
+            session.flush(now)
+            if session.up:
+                session.receive()
+            if now >= core.next_expiry():
+                core.expire(now, session.trouble)
+        finally:
+            if core.busy or not session.up:
+                self._wind()
 
     def _waited(self, reply: Reply, timeout: float | None) -> None:
         """A reply's holder has cancelled it, or waits for it as only threads may."""

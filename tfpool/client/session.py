@@ -103,7 +103,11 @@ class Session:
             self._pause()
         if not link.is_open and now >= self._retry_at:
             self._attempted = now
-            link.open()
+            try:
+                link.open()
+            except Unavailable as error:
+                self.trouble = error.message
+                self._pause()
         self.due = self._attempted + ATTEMPT_SECONDS if link.is_open else self._retry_at
         give_up = self._down_since + PATIENCE_SECONDS
         if now < give_up:

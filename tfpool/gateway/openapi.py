@@ -84,9 +84,9 @@ def _models_v2(end: str = "") -> tuple[str, ...]:
 
 _TAGS = {"v1": "TensorFlow Serving", "v2": "Open Inference Protocol", "console": "console"}
 _O, _M, _P, _A = Access.OPEN, Access.MONITOR, Access.PREDICT, Access.ADMIN
-_RUN = (404, 499, 501, 504)
-_TALK = (404, 504)
-_ADMIN = (404, 409, 501, 504)
+_RUN = (499, 501, 504)
+_TALK = (504,)
+_ADMIN = (409, 501, 504)
 _SETTINGS = tuple(f"/v2/{of}{what}" for of in ("", "models/{model}/") for what in ("trace/setting", "logging"))
 _INFER: Content = {**_json("InferRequestV2"), **_BYTES}
 _INFERRED: Content = {**_json("InferResponseV2"), **_BYTES}
@@ -166,7 +166,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     _op("GET", "/console", "console", _O, "A page for people.", gives={"text/html": {}}),
     _op("GET", "/console/", "consoleMoved", _O, "The page is at /console.", gives={}, status=308),
-    _op("GET", "/console/{file}", "consoleFile", _O, "A file of the page.", gives=_PAGE, fails=(404,)),
+    _op("GET", "/console/{file}", "consoleFile", _O, "A file of the page.", gives=_PAGE),
     _op("GET", "/console/events", "events", _M, "What the page shows, as it changes.", gives={"text/event-stream": {}}),
     _look("/console/api/whoami", "whoAmI", "WhoAmI", "What the caller may do."),
     _op(
@@ -229,7 +229,7 @@ def _described(operation: Operation, path: str, number: int) -> dict[str, Any]:
         "tags": [_TAGS.get(path.split("/")[1], "pool")],
         "summary": operation.summary,
         "parameters": [_parameter(name) for name in re.findall(r"\{(\w+)\}", path)],
-        "responses": {str(status): answer for status, answer in _answers(operation)},
+        "responses": {str(status): answer for status, answer in _answers(operation, path)},
         "security": [] if open_to_all else [{"token": []}],
     }
     if not open_to_all:
@@ -246,11 +246,13 @@ def _parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
-def _answers(operation: Operation) -> Iterator[tuple[int, Schema]]:
+def _answers(operation: Operation, path: str) -> Iterator[tuple[int, Schema]]:
     """What an operation may answer, by status."""
     if operation.gives is not None:
         yield operation.status, {"description": "It is done.", "content": operation.gives}
     statuses = {*_ALWAYS, *operation.fails}
+    if "{" in path:
+        statuses.add(404)
     if operation.access is not Access.OPEN:
         statuses |= {401, 403}
     if operation.method == "POST":

@@ -11,7 +11,7 @@ from tfpool.addresses import check_gateway, default_directory, normalize_endpoin
 from tfpool.errors import FailedPrecondition, InvalidArgument
 from tfpool.settings import ServerSettings, Settings
 
-_NEEDED = ("uvicorn", "httptools", "uvloop", "orjson", "grpc", "prometheus_client")
+_NEEDED = ("httptools", "uvloop", "orjson", "grpc", "prometheus_client")
 
 
 class Ports:

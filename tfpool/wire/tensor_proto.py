@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tfpool.protos import tensor_pb2
 
 MAX_BYTES = 1 << 31
-_MAX_RANK = 254
+_MAX_RANK = 32  # as many as every numpy knows
 _POINTER_BYTES = 8
 _INTS = ("int_val", np.dtype(np.int32))
 _HALVES = ("half_val", np.dtype(np.int32))

@@ -17,6 +17,8 @@ POLL_SECONDS = 1.0
 LARGEST_SHARE = 0.05
 """A large pool takes long to tell everything: no more of the time than this is spent on it."""
 LONGEST_SECONDS = 5.0
+WATCH_SECONDS = 300.0
+"""A stream ends after that, so that who watches shows its token again."""
 _PATIENCE = 3.0
 _LOOK_UP = 0.25
 
@@ -34,12 +36,13 @@ class Hub:
         self._log = log.get("gateway")
 
     async def watch(self) -> AsyncIterator[bytes]:
-        """Server-sent events, until the pool ends or the viewer goes: first everything, then what changes."""
+        """Server-sent events, first everything, then what changes; until the pool ends, the viewer goes, or its time is
+        up."""
         self._viewers += 1
         poller = self._start()
         try:
-            seen = 0
-            while not self._gateway.draining and not poller.done():
+            seen, until = 0, time.monotonic() + WATCH_SECONDS
+            while not self._gateway.draining and not poller.done() and time.monotonic() < until:
                 if self._frames.revision != seen:
                     frame, seen = self._frames.since(seen), self._frames.revision
                     yield b"data: " + frame + b"\n\n"

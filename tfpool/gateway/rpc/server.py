@@ -19,6 +19,8 @@ class RpcServer:
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_connection_idle_ms", round(settings.idle_s * 1000)),
+            ("grpc.server_handshake_timeout_ms", round(settings.read_s * 1000)),
         ]
         self._settings = settings
         self._server = grpc.aio.server(options=options)

@@ -55,7 +55,6 @@ export class Chart {
     const { marks, share } = this.scale(values.flat().filter((value) => value !== null));
     const x = (at) => this.width - ((now - at) / span) * this.width;
     const y = (value) => HEIGHT - 1 - share(value) * (HEIGHT - TOP - 1);
-    put(this.drawing, "width", this.width);
     put(this.drawing, "viewBox", `0 0 ${this.width} ${HEIGHT}`);
     const levels = marks.map((value) => Math.round(y(value)) + 0.5);
     each(this.grid, levels, (level) => level, () => ({ node: svg("path") }), (part, level) =>

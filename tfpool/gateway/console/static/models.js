@@ -107,7 +107,7 @@ class Grid {
   }
 
   head(column) {
-    const button = h("button", { type: "button", tabindex: -1, onclick: () => this.sort(column) }, column.name);
+    const button = h("button", { type: "button", onclick: () => this.sort(column) }, column.name);
     return h("div", { role: "columnheader", class: `cell cell-${column.key}${column.number ? " number" : ""}` }, button);
   }
 

@@ -2,6 +2,7 @@
 
 const KEY = "tfpool.token";
 const SILENCE_MS = 12000;
+const REGULAR_MS = 30000;
 const LONGEST_WAIT_MS = 10000;
 
 export class Refused extends Error {
@@ -46,12 +47,14 @@ export async function post(verb, body) {
 export async function follow({ frame, link }) {
   let wait = 500;
   for (;;) {
+    const began = Date.now();
     try {
       await read((value) => {
         wait = 500;
         link("live");
         frame(value);
       });
+      if (Date.now() - began > REGULAR_MS) continue; // a stream ends now and then, so that the token is looked at again
     } catch (error) {
       if (error instanceof Refused && (error.status === 401 || error.status === 403)) throw error;
     }

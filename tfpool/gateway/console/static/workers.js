@@ -11,10 +11,12 @@ const LEAST_SHARE = 0.003;
 const STEPS = [0.02, 0.15, 0.5];
 const LABEL = { w: 46, h: 20 };
 
+const usedOf = ({ memory }) => (memory.gpu ?? memory.unique) + (memory.mapped ?? 0);
+
 /** What a worker holds, in bytes: what its process takes, its models, what else there is, and what is free. */
 export function memoryOf(worker, models) {
   const { memory } = worker;
-  const used = (memory.gpu ?? memory.unique) + (memory.mapped ?? 0);
+  const used = usedOf(worker);
   const held = worker.models.map((key) => models.get(key)).filter(Boolean);
   const sized = held
     .map((row) => ({ kind: "model", row, name: row.key, bytes: row.memory ?? 0 }))
@@ -86,8 +88,10 @@ class Card {
     }).observe(this.picture);
   }
 
-  tell(worker, state) {
+  /** Where there is no budget, bars are as long as the one of the worker that uses the `most`. */
+  tell(worker, state, most) {
     this.worker = worker;
+    this.most = most;
     this.models = state.sections.models;
     const deaths = worker.deaths ? `, ${counted(worker.deaths, "death")}` : "";
     const replacing = state.head.replacing.find((one) => one.worker === worker.name);
@@ -108,12 +112,13 @@ class Card {
   draw() {
     const memory = memoryOf(this.worker, this.models);
     const { total, budget, used, base, inModels, other } = memory;
-    const shares = [base, Math.min(inModels, used - base), other].map((part) => (total ? part / total : 0));
+    const whole = budget ? total : this.most;
+    const shares = [base, Math.min(inModels, used - base), other].map((part) => (whole ? part / whole : 0));
     this.memory.tell(shares, budget ? `${bytes(used)} of ${bytes(budget)}` : bytes(used));
     const placed = treemap(tiles(memory), this.width, PICTURE_HEIGHT);
     each(this.picture, placed, ({ item }) => item.name, makeTile, tellTile);
     put(this.picture, "data-empty", memory.sized.length ? null : "No model is here.");
-    const free = budget ? `, ${bytes(memory.free)} free` : "";
+    const free = budget ? `, ${bytes(memory.free)} free` : "; no budget is set";
     const more = other > total * LEAST_SHARE ? `, ${bytes(other)} else` : "";
     say(this.sum, `${bytes(inModels)} in models, ${bytes(base)} for the process${more}${free}`);
     const largest = memory.sized.slice(0, 5).map((item) => `${item.name} ${bytes(item.bytes)}`);
@@ -146,6 +151,7 @@ export function workers(node, note, state, open, act) {
     const rows = [...state.rows("workers")];
     const ready = rows.filter((row) => row.state === "READY").length;
     say(note, rows.length ? `${ready} of ${count(rows.length)} ready` : "none");
-    each(node, rows, (row) => row.name, () => new Card(open, act), (card, row) => card.tell(row, state));
+    const most = Math.max(0, ...rows.map(usedOf));
+    each(node, rows, (row) => row.name, () => new Card(open, act), (card, row) => card.tell(row, state, most));
   });
 }
