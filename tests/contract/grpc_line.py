@@ -79,12 +79,13 @@ class Line:
         answer: bytes = asyncio.run(call(request, Context(seconds, metadata)))
         return answer
 
-    def listen(self, method: str, requests: Any, count: int) -> list[bytes]:
+    def listen(self, method: str, requests: Any, count: int, says: str = "") -> list[bytes]:
         """The first responses of a method that gives many."""
-        handler = self._methods.service(SimpleNamespace(method=f"/{method}", invocation_metadata=()))
+        metadata = (("authorization", says),) if says else ()
+        handler = self._methods.service(SimpleNamespace(method=f"/{method}", invocation_metadata=metadata))
 
         async def hear() -> list[bytes]:
-            answers = (handler.stream_stream or handler.unary_stream)(requests, Context(None, ()))
+            answers = (handler.stream_stream or handler.unary_stream)(requests, Context(None, metadata))
             found = [await anext(answers) for _ in range(count)]
             await answers.aclose()
             return found

@@ -525,15 +525,29 @@ def predict(model: str, value: object) -> bytes:
 
 
 def test_the_pool_is_told_who_has_hung_up(front: FakePool, web: Web) -> None:
+    address = str(front.settings.server.http)
+    busy, begun = front.base("slow") / "1" / "busy", front.base("slow") / "1" / "begun"
+    busy.touch()
+    socks: list[socket.socket] = []
+
+    def another_and_four_wait() -> bool:
+        socks.append(dial(address))
+        socks[-1].sendall(predict("slow", [0.0]))
+        return sum(row["rows"] for row in client.queues() if row["model"] == "slow") >= 4
+
+    first = dial(address)
+    first.sendall(predict("slow", [-1.0]))
     with front.client() as client:
-
-        def waiting() -> int:
-            return sum(row["waiting"] for row in client.queues() if row["model"] == "slow")
-
-        for _ in range(8):
-            with dial(str(front.settings.server.http)) as sock:
-                sock.sendall(predict("slow", [[1.0]]))
-        until(lambda: not waiting(), 2.0)
+        try:
+            until(begun.exists)
+            until(another_and_four_wait)
+            for sock in socks:
+                sock.close()
+            until(lambda: client.stats()["models"]["slow"]["errors"].get("CANCELLED", 0) >= 4)
+        finally:
+            busy.unlink()
+    assert hear(first, b"}").startswith(b"HTTP/1.1 200 OK")
+    first.close()
     assert web.get("/healthz").status == 200
 
 

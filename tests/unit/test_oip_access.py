@@ -11,7 +11,7 @@ from tfpool.gateway.http import Access
 from tfpool.gateway.oip.rest import OpenInference
 from tfpool.gateway.oip.rpc import SERVICE, InferenceService
 
-GATEWAY: Any = SimpleNamespace(client=None, draining=False)
+GATEWAY: Any = SimpleNamespace(client=None, draining=False, readiness=None)
 ROUTES = OpenInference(GATEWAY).routes()
 METHODS = {method.path: method.access for method in InferenceService(GATEWAY).methods()}
 OPEN, MONITOR, PREDICT, ADMIN = Access.OPEN, Access.MONITOR, Access.PREDICT, Access.ADMIN

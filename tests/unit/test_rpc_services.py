@@ -14,7 +14,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.contract.grpc_line import TRACE, Ended, Line
+from tests.contract.grpc_line import TRACE, Context, Ended, Line
 from tfpool.client.examples import Target
 from tfpool.errors import Code, InvalidArgument, ResourceExhausted
 from tfpool.gateway.access import Keeper
@@ -359,14 +359,20 @@ def test_health_of_a_model(line: Line) -> None:
     assert ended.value.code is NOT_FOUND
 
 
-def test_health_is_for_everybody(line: Line) -> None:
-    request = health_pb2.HealthCheckRequest(service="half").SerializeToString()
-    assert line.ask("grpc.health.v1.Health/Check", request, says="")
+def test_health_of_the_pool_is_for_everybody_and_that_of_models_is_not(line: Line) -> None:
+    for name in ("", "tensorflow.serving.PredictionService"):
+        request = health_pb2.HealthCheckRequest(service=name).SerializeToString()
+        assert line.ask("grpc.health.v1.Health/Check", request, says="")
+    for name in ("half", "none"):
+        request = health_pb2.HealthCheckRequest(service=name).SerializeToString()
+        with pytest.raises(Ended) as ended:
+            line.ask("grpc.health.v1.Health/Check", request, says="")
+        assert ended.value.code is StatusCode.UNAUTHENTICATED
 
 
 def test_watching_what_is_not_there(line: Line) -> None:
     request = health_pb2.HealthCheckRequest(service="none").SerializeToString()
-    (data,) = line.listen("grpc.health.v1.Health/Watch", request, 1)
+    (data,) = line.listen("grpc.health.v1.Health/Watch", request, 1, says="MONITOR")
     unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     assert health_pb2.HealthCheckResponse.FromString(data).status == unknown
 
@@ -375,7 +381,7 @@ def test_a_watch_ends_with_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "WATCH_SECONDS", 0.0)
     line = Line()
     request = health_pb2.HealthCheckRequest(service="half").SerializeToString()
-    answers = health.Health(line.desk.gateway, ()).watch(request, None)
+    answers = health.Health(line.desk.gateway, Keeper(GatewaySettings()), ()).watch(request, Context(None, ()))
 
     async def watch() -> list[int]:
         found = []

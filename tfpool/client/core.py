@@ -73,6 +73,11 @@ class Core:
         """Whether anything waits to leave."""
         return bool(self._outbox or self._notes)
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many requests wait to leave, and how many for an answer."""
+        return len(self._outbox), len(self._ledger.sent)
+
     def attach(self, store: Store | None) -> None:
         """Use this memory for large tensors from now on."""
         self._ledger.store = store

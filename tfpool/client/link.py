@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import IntEnum
@@ -64,6 +65,9 @@ class Link:
         self._monitor: Any = None
         self._poller = self._watching()
         self._opened = 0
+        self._held: list[Any] = []
+        self._forgotten = weakref.finalize(self, _release, self._context, self._held, self._wake)
+        self._forgotten.atexit = False
 
     def open(self) -> None:
         """Begin to connect; :meth:`changes` tells of the outcome, but not for hosts that have no address.
@@ -91,6 +95,7 @@ class Link:
                 sock.close(0)
             raise Unavailable(f"cannot connect to {self.endpoint}: {error}") from None
         self._socket, self._monitor = sock, monitor
+        self._held[:] = [monitor, sock]
         self.is_open = True
         self._poller = self._watching()
         self._tell(True)
@@ -104,9 +109,11 @@ class Link:
             self._monitor.close(0)
             self._socket.close(linger_ms)
             self._socket = self._monitor = None
+            self._held.clear()
             self._poller = self._watching()
 
     def close(self) -> None:
+        self._forgotten.detach()
         self._context.term()
         os.close(self._wake)
 
@@ -164,3 +171,12 @@ class Link:
         sock = self._socket
         while sock.getsockopt(_EVENTS) & _POLLIN:
             yield sock.recv_multipart(_NOBLOCK)
+
+
+def _release(context: zmq.Context[Any], held: list[Any], wake: int) -> None:
+    """Nobody has closed a client, and it is collected. The collector has the context forget its sockets first, and then
+    it would wait for them for ever."""
+    for sock in held:
+        sock.close(0)
+    context.term()
+    os.close(wake)

@@ -1,7 +1,11 @@
 """One client's way to a broker on an event loop: no thread, no lock, no hand-over.
 
-What is submitted while the loop runs its callbacks leaves as one message when they have run. ZeroMQ's descriptors tell
-of news only once, and using a socket may swallow the word: so whoever has sent looks whether something has come, too.
+What is submitted while the loop runs its callbacks leaves as one message when they have run. Where requests come one by
+one to a loop that is busy, a message each would cost the pool more than they do themselves, and take the time from it
+that the loop needs: there they wait for company, a millisecond at most, unless nothing is in flight.
+
+ZeroMQ's descriptors tell of news only once, and using a socket may swallow the word: so whoever has sent looks whether
+something has come, too.
 """
 
 from __future__ import annotations
@@ -22,6 +26,10 @@ from tfpool.keys import ClientKeys
 
 _TICK_SECONDS = 0.05
 _RETRY_SECONDS = 0.01
+HOLD_SECONDS = 0.001
+WINDOW_SECONDS = 0.02
+BUSY_SHARE = 0.3
+ENOUGH = 32
 
 
 class LoopConnection:
@@ -31,9 +39,11 @@ class LoopConnection:
         self._loop = asyncio.get_running_loop()
         self._life, self._thread = forks.life(), threading.get_ident()
         self._link = Link(endpoint, keys, self._watch)
-        self.core = Core(self._waited, CROSSOVER_BYTES, self._flush)
+        self.core = Core(self._waited, CROSSOVER_BYTES, self.push)
         self._flushing = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
+        self._hold: asyncio.TimerHandle | None = None
+        self._share = self._looked = self._worked = 0.0
         self._session = Session(self._link, self.core, again, time.monotonic())
 
     def check(self) -> None:
@@ -80,8 +90,9 @@ class LoopConnection:
         if self._closed or forks.life() != self._life:
             return
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._hold):
+            if timer is not None:
+                timer.cancel()
         self._session.close(time.monotonic(), LINGER_MS)
         await asyncio.to_thread(self._link.close)
 
@@ -99,15 +110,33 @@ class LoopConnection:
             return
         self._session.receive()
         self._session.tend(time.monotonic())
-        if self.core.unsent:
+        if self.core.unsent and not self._flushing and self._hold is None:
             self._flush()
 
     def _leave(self) -> None:
+        """Send what waits; or have it wait for company, where this loop is busy, and the pool too."""
         self._flushing = False
-        if not self._closed:
+        waiting, in_flight = self.core.load
+        if not in_flight or waiting >= ENOUGH or not self._busy():
             self._flush()
+        elif self._hold is None:
+            self._hold = self._loop.call_later(HOLD_SECONDS, self._flush)
+
+    def _busy(self) -> bool:
+        """Whether this thread has had much to do lately."""
+        now = time.monotonic()
+        if now - self._looked >= WINDOW_SECONDS:
+            worked = time.thread_time()
+            self._share = (worked - self._worked) / (now - self._looked)
+            self._looked, self._worked = now, worked
+        return self._share > BUSY_SHARE
 
     def _flush(self) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+        if self._closed:
+            return
         self._session.flush(time.monotonic())
         if self._session.up:
             self._session.receive()

@@ -14,6 +14,7 @@ import orjson
 from tfpool.errors import InvalidArgument, TfpoolError
 
 Headers = Sequence[tuple[bytes, bytes]]
+MAX_JSON = 64 << 20
 JSON = (b"content-type", b"application/json")
 
 
@@ -95,6 +96,13 @@ class Route:
 def route(method: str, pattern: str, handler: Handler, access: Access) -> Route:
     """A route; ``pattern`` is a regular expression over the path as it was sent."""
     return Route(method, re.compile(pattern, re.ASCII), handler, access)
+
+
+def check_json(text: bytes) -> None:
+    """Raises HttpError for JSON that is so long that reading it would keep everybody else waiting for seconds."""
+    if len(text) > MAX_JSON:
+        limit = f"got {len(text)} bytes of JSON, expected at most {MAX_JSON}"
+        raise HttpError(413, f"{limit}: send tensors as binary data (Open Inference Protocol), or over gRPC")
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[bytes, bytes] | None = None) -> Response:

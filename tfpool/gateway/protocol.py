@@ -32,8 +32,8 @@ class Connection(Reader, asyncio.Protocol):
     """Reads on while a request is answered, for that is how a caller who hangs up is noticed."""
 
     __slots__ = (
-        "_busy", "_lingering", "_paused", "_since", "_stopped", "_task", "_transport", "_unsent", "_waiting",
-        "_writable",
+        "_busy", "_encrypted", "_lingering", "_paused", "_since", "_stopped", "_task", "_transport", "_unsent",
+        "_waiting", "_writable",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -51,6 +51,7 @@ class Connection(Reader, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        self._encrypted = transport.get_extra_info("sslcontext") is not None
         if len(self._server.connections) < self._server.most:
             self._server.connections.add(self)
         else:
@@ -72,9 +73,9 @@ class Connection(Reader, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._read(data)
 
-    def end(self) -> None:
-        """Close it, once what has begun is answered."""
-        if not (self._busy or self._reading):
+    def end(self, late: bool) -> None:
+        """Close it, once what has begun is answered; ``late``: what has only begun to arrive does not count."""
+        if not self._busy and (late or not self._reading):
             self._transport.close()
 
     def abort(self) -> None:
@@ -86,8 +87,9 @@ class Connection(Reader, asyncio.Protocol):
         settings = self._server.settings
         if self._transport.is_closing() and not self._paused:
             return
-        if self._lingering:
-            if now - self._since > LINGER_SECONDS:
+        if self._lingering and not self._paused:
+            unsent = self._transport.get_write_buffer_size()
+            if now - self._since > (settings.read_s if unsent else LINGER_SECONDS):
                 self._transport.abort()
         elif self._paused:
             waited = now - self._paused
@@ -131,10 +133,13 @@ class Connection(Reader, asyncio.Protocol):
             response = await self._server.app.respond(request, turn.found, turn.packed)
             if self._server.ending:
                 turn = turn._replace(keep=False)
-            if isinstance(response.body, bytes):
+            body = response.body
+            if not isinstance(body, bytes):
+                await self._stream(response, body, turn)
+            elif len(body) <= _JOINED or not self._encrypted:
                 self._give(response, turn.keep, turn.bodiless)
             else:
-                await self._stream(response, response.body, turn)
+                await self._give_encrypted(response, body, turn)
         except Exception as error:
             self._server.failed(error)
             self._transport.abort()  # an answer that has begun cannot be taken back
@@ -156,24 +161,33 @@ class Connection(Reader, asyncio.Protocol):
             self._transport.write(said)
             self._transport.write(body)
 
-    async def _stream(self, response: Response, body: AsyncIterator[bytes], turn: Turn) -> None:
+    async def _give_encrypted(self, response: Response, body: bytes, turn: Turn) -> None:
+        """Write a large answer piece by piece: what is encrypted counts as sent, and who does not read goes unseen."""
+        self._server.budget.hold(len(body))
+        try:
+            await self._stream(response, _pieces(body), turn)
+        finally:
+            self._server.budget.give(len(body))
+
+    async def _stream(self, response: Response, body: AsyncIterator[bytes | memoryview], turn: Turn) -> None:
         """Write an answer as it comes."""
         transport = self._transport
         self._server.answered(response.status)
         transport.write(head(response, turn.keep))
+        chunked = turn.keep and not isinstance(response.body, bytes)
         if turn.bodiless:
             return
         try:
             async for piece in body:
                 if piece:
-                    transport.write(chunk(piece) if turn.keep else piece)
+                    transport.write(chunk(bytes(piece)) if chunked else piece)
                 if self._paused:
                     self._writable = self._server.loop.create_future()
                     await self._writable
         finally:
             if isinstance(body, AsyncGenerator):
                 await body.aclose()
-        if turn.keep:
+        if chunked:
             transport.write(LAST)
 
     def _finish(self, turn: Turn) -> None:
@@ -220,9 +234,17 @@ class Connection(Reader, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = 0.0
+        self._since = self._server.now
         self._server.budget.give(self._unsent)
         self._unsent = 0
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         if self._waiting and not self._busy:
             self._start(self._waiting.popleft())
+
+
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    """A body in parts that are small enough to be encrypted one by one."""
+    view = memoryview(body)
+    for at in range(0, len(body), _JOINED):
+        yield view[at : at + _JOINED]

@@ -18,6 +18,8 @@ from tfpool.telemetry import log
 BACKLOG = 4096
 MAX_CONNECTIONS = 1 << 16
 HANDSHAKE_SECONDS = 10.0
+HALF_SECONDS = 1.0
+"""How long a server that ends waits for the rest of a request that has begun to arrive."""
 _SPARE_DESCRIPTORS = 256
 _SWEEP_SECONDS = 1.0
 
@@ -59,10 +61,11 @@ class HttpServer:
         """Take no more connections; close each once it has its answer, or after ``seconds``."""
         self.ending = True
         self._listener.close()
-        deadline = time.monotonic() + seconds
-        while self.connections and time.monotonic() < deadline:
+        begun = time.monotonic()
+        while self.connections and time.monotonic() < begun + seconds:
+            late = time.monotonic() > begun + HALF_SECONDS
             for connection in tuple(self.connections):
-                connection.end()
+                connection.end(late)
             await asyncio.sleep(0.02)
         self._sweeper.cancel()
         for connection in tuple(self.connections):

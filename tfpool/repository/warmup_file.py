@@ -124,15 +124,23 @@ def _samples(log: inference_pb2.PredictionLog) -> list[Sample]:
 
 
 def _of_examples(spec: inference_pb2.ModelSpec, given: inference_pb2.Input) -> Sample:
-    """Merging is appending: of two features of one name, the example's own comes last and counts."""
+    examples = serialized(given)
+    if not len(examples):
+        raise InvalidArgument("got no example, expected one or more")
+    return Sample(spec.signature_name, examples=examples)
+
+
+def serialized(given: inference_pb2.Input) -> Array:
+    """Serialized tf.Examples, an object array [n], each with the features of the context.
+
+    Merging is appending: of two features of one name, the example's own comes last and counts.
+    """
     if given.WhichOneof("kind") == "example_list_with_context":
         shared = given.example_list_with_context.context.SerializeToString()
         examples = given.example_list_with_context.examples
     else:
         shared = b""
         examples = given.example_list.examples
-    if not examples:
-        raise InvalidArgument("got no example, expected one or more")
     array = np.empty(len(examples), object)
     array[:] = [shared + example.SerializeToString() for example in examples]
-    return Sample(spec.signature_name, examples=array)
+    return array

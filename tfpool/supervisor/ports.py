@@ -62,9 +62,12 @@ class Ports:
                     probe.listen(1)
             sock = socket.socket(family, kind, protocol)
             self._held.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(where)
+            try:
+                sock.bind(where)  # without SO_REUSEADDR no probe of another pool gets past it
+            except OSError:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # another program's connections linger
+                sock.bind(where)
         except OSError as error:
             self.release()
             kind_of = FailedPrecondition if error.errno == 98 else InvalidArgument

@@ -9,11 +9,13 @@ from typing import Any
 import orjson
 
 from tfpool.errors import InvalidArgument
+from tfpool.gateway.http import check_json
 from tfpool.gateway.oip.plan import Plan, Wanted, options, plan, refuse_shared_memory, wanted
 from tfpool.gateway.oip.tensors import Slot, from_list, slot, wrong_size
 from tfpool.wire.tensors import Array
 
 _SIZE = "binary_data_size"
+MAX_INPUTS = 1024
 
 
 def read(text: bytes) -> tuple[Plan, tuple[int, ...]]:
@@ -26,7 +28,10 @@ def read(text: bytes) -> tuple[Plan, tuple[int, ...]]:
     slots: list[Slot] = []
     sizes: list[int] = []
     given: dict[str, Array] = {}
-    for one in _list(said, "inputs"):
+    wanted = _list(said, "inputs")
+    if len(wanted) > MAX_INPUTS:
+        raise InvalidArgument(f"inputs: got {len(wanted)}, expected at most {MAX_INPUTS}")
+    for one in wanted:
         size, into, array = _input(_object(one, "an input"))
         if array is None:
             slots.append(into)
@@ -51,6 +56,7 @@ def header_length(said: bytes, body: int) -> int:
 
 
 def _json(text: bytes) -> Any:
+    check_json(text)
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tfpool.client.examples import CLASSIFY, REGRESS, Classes, Method, Target
 from tfpool.errors import InvalidArgument, Unimplemented
 from tfpool.gateway.rpc.asked import spec_of
 from tfpool.gateway.rpc.responses import DEFAULT_SIGNATURE
 from tfpool.protos import inference_pb2
+from tfpool.repository.warmup_file import serialized
 from tfpool.wire.tensors import Array
 
 
@@ -24,22 +23,11 @@ class Task(NamedTuple):
 
 
 def examples_of(given: inference_pb2.Input) -> Array:
-    """Serialized tf.Examples, an object array [n], each with the features of the context; its own come last and
-    count.
-
-    Raises InvalidArgument for no example.
-    """
-    if given.WhichOneof("kind") == "example_list_with_context":
-        shared = given.example_list_with_context.context.SerializeToString()
-        found = given.example_list_with_context.examples
-    else:
-        shared = b""
-        found = given.example_list.examples
-    if not found:
+    """Serialized tf.Examples, an object array [n]. Raises InvalidArgument for none."""
+    examples = serialized(given)
+    if not len(examples):
         raise InvalidArgument("Input is empty.")
-    array = np.empty(len(found), object)
-    array[:] = [shared + example.SerializeToString() for example in found]
-    return array
+    return examples
 
 
 def classes(found: Classes, result: inference_pb2.ClassificationResult) -> None:

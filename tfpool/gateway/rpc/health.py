@@ -9,8 +9,9 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from tfpool.errors import NotFound, TfpoolError
+from tfpool.gateway.access import Keeper
 from tfpool.gateway.http import Access
-from tfpool.gateway.rpc.methods import Method, read, stream, unary
+from tfpool.gateway.rpc.methods import Method, credentials, read, stream, unary
 from tfpool.gateway.serving import Gateway
 
 SERVICE = "grpc.health.v1.Health"
@@ -21,10 +22,12 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Its methods; ``services`` are the names that mean the pool too."""
+    """Its methods; ``services`` are the names that mean the pool too. What models there are, and how they are, is only
+    for who may know."""
 
-    def __init__(self, gateway: Gateway, services: Collection[str]) -> None:
+    def __init__(self, gateway: Gateway, keeper: Keeper, services: Collection[str]) -> None:
         self._gateway = gateway
+        self._keeper = keeper
         self._readiness = gateway.readiness
         self._pool = frozenset(("", *services))
 
@@ -36,7 +39,7 @@ class Health:
 
     async def check(self, request: bytes, context: Any) -> bytes:
         """HealthCheckRequest -> HealthCheckResponse. Raises NotFound for a name that nobody bears."""
-        name = read(health_pb2.HealthCheckRequest, request).service
+        name = self._name(request, context)
         found = await self._status(name)
         if found == _Status.SERVICE_UNKNOWN:
             raise NotFound(f"got {name!r}, expected a model, a service, or nothing for the pool")
@@ -44,7 +47,7 @@ class Health:
 
     async def watch(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         """HealthCheckRequest -> a HealthCheckResponse now and whenever it changes, until the pool ends."""
-        name = read(health_pb2.HealthCheckRequest, request).service
+        name = self._name(request, context)
         told = None
         while True:
             ending = self._gateway.draining
@@ -55,6 +58,13 @@ class Health:
             if ending:
                 return
             await asyncio.sleep(WATCH_SECONDS)
+
+    def _name(self, request: bytes, context: Any) -> str:
+        """Raises InvalidArgument, and Unauthenticated where a model is asked for without a token."""
+        name: str = read(health_pb2.HealthCheckRequest, request).service
+        if name not in self._pool:
+            self._keeper.check(credentials(context.invocation_metadata()), Access.MONITOR)
+        return name
 
     async def _status(self, name: str) -> int:
         try:

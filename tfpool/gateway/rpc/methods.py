@@ -86,12 +86,16 @@ class Methods:
         method = self._methods.get(details.method)
         if method is None:
             return None
-        headers = [(b"authorization", value.encode()) for key, value in details.invocation_metadata if key == _TOKEN]
         try:
-            self._keeper.check(headers, method.access)
+            self._keeper.check(credentials(details.invocation_metadata), method.access)
         except TfpoolError as error:
             return _refusal(error)
         return method.handler
+
+
+def credentials(metadata: Iterable[tuple[str, Any]]) -> list[tuple[bytes, bytes]]:
+    """What a keeper wants to see of a call's metadata."""
+    return [(b"authorization", value.encode()) for key, value in metadata if key == _TOKEN]
 
 
 def read(kind: type[Message], data: bytes) -> Any:

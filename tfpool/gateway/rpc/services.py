@@ -18,5 +18,5 @@ def services(gateway: Gateway, keeper: Keeper, others: Iterable[Method] = ()) ->
     """All methods, for a server; ``others`` are those of more services."""
     given = tuple(others)
     names = (prediction.SERVICE, models.SERVICE, *sorted({method.path.split("/")[1] for method in given}))
-    rooms = (Prediction(gateway), Models(gateway), Health(gateway, names), Reflection((*names, health.SERVICE)))
+    rooms = (Prediction(gateway), Models(gateway), Health(gateway, keeper, names), Reflection((*names, health.SERVICE)))
     return Methods(keeper, (*given, *(method for room in rooms for method in room.methods())))

@@ -12,6 +12,7 @@ import orjson
 
 from tfpool.client.examples import encode
 from tfpool.errors import InvalidArgument
+from tfpool.gateway.http import check_json
 from tfpool.gateway.tfs.elements import is_base64, listed, shown, string, tensor
 from tfpool.types import TensorSpec
 from tfpool.wire.tensors import Array
@@ -19,13 +20,16 @@ from tfpool.wire.tensors import Array
 SIGNATURE, INSTANCES, INPUTS, EXAMPLES, CONTEXT = "signature_name", "instances", "inputs", "examples", "context"
 _SIMILAR = 0.75
 _LOOKED_AT = 16
+MAX_ROWS = 1 << 18
+"""Of named inputs, which are gone through one by one."""
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The object that a body holds. Raises InvalidArgument for anything else.
+    """The object that a body holds. Raises InvalidArgument for anything else, HttpError for what is too long.
 
     NaN, Infinity and -Infinity are numbers here, though JSON has none such. Of two keys of a name the last counts.
     """
+    check_json(body)
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -101,6 +105,8 @@ def _rows(found: Any, specs: Mapping[str, TensorSpec]) -> dict[str, list[Any]]:
         raise InvalidArgument(f"{INSTANCES}: got {shown(found)}, expected a list of one or more")
     if not _has_names(found[0]):
         return {_only(specs, INSTANCES): found}
+    if len(found) > MAX_ROWS:
+        raise InvalidArgument(f"{INSTANCES}: got {len(found)} rows, expected at most {MAX_ROWS} of named inputs")
     wanted = specs.keys()
     for i, row in enumerate(found):
         if type(row) is not dict:
