@@ -5,21 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 import uvicorn
 import uvloop
 
-from bench import fleet
 from bench.children import Channel, Child
-from bench.fleet import Fleet, Loop, Tally, Window
-from bench.processes import cpu_seconds
 
-_METHOD = "/bench.Echo/Echo"
+METHOD = "/bench.Echo/Echo"
 
 
 class Echo:
@@ -46,7 +41,10 @@ class Echo:
 
 def serve(channel: Channel, kind: str, answer: str) -> None:
     """The echo's child: says its address, and serves."""
-    uvloop.run((_http if kind == "http" else _grpc)(channel, base64.b64decode(answer)))
+    if kind == "http":
+        uvloop.run(_http(channel, base64.b64decode(answer)))
+    else:
+        asyncio.run(_grpc(channel, base64.b64decode(answer)))
 
 
 async def _http(channel: Channel, answer: bytes) -> None:
@@ -77,45 +75,3 @@ async def _grpc(channel: Channel, answer: bytes) -> None:
     await server.start()
     channel.say(f"127.0.0.1:{port}")
     await server.wait_for_termination()
-
-
-# -- load ----------------------------------------------------------------------------------------------------------
-
-
-def calls(label: str, pid: int, address: str, request: bytes, method: str = _METHOD) -> Fleet:
-    """A fleet of one process that keeps unary calls under way, and counts the answers; ``pid`` serves them."""
-    encoded = base64.b64encode(request).decode()
-    return Fleet(label, lambda: {"server": cpu_seconds(pid)}, load, address, method, encoded)
-
-
-def load(channel: Channel, address: str, method: str, request: str) -> None:
-    """A fleet's child."""
-    body = base64.b64decode(request)
-
-    @contextmanager
-    def prepare(index: int) -> Iterator[Loop]:
-        yield lambda window: asyncio.run(_closed(address, method, body, window))
-
-    fleet.run(channel, 1, prepare)
-
-
-async def _closed(address: str, method: str, body: bytes, window: Window) -> Tally:
-    latencies: list[float] = []
-    marks = [0.0, 0.0]
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(method)
-
-        async def lane() -> None:
-            now = time.monotonic()
-            while now < window.end:
-                sent = now
-                await call(body)
-                now = time.monotonic()
-                if sent >= window.begin:
-                    latencies.append(now - sent)
-                else:
-                    marks[:] = now, time.process_time()
-
-        await asyncio.gather(*(lane() for _ in range(window.in_flight)))
-    begun, cpu = marks
-    return Tally(len(latencies), time.monotonic() - begun, time.process_time() - cpu, latencies)

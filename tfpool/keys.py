@@ -20,7 +20,7 @@ _ALPHABET = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+
 _DIGITS = {byte: i for i, byte in enumerate(_ALPHABET)}
 _KEY_CHARACTERS = 40
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}", re.ASCII)
-_READ_BY_OTHERS, _WRITTEN_BY_OTHERS = 0o077, 0o022
+READ_BY_OTHERS, _WRITTEN_BY_OTHERS = 0o077, 0o022
 
 
 class Role(Enum):
@@ -77,7 +77,7 @@ def read_authorized(path: str) -> dict[bytes, Authorized]:
     """
     found: dict[bytes, Authorized] = {}
     names: set[str] = set()
-    for number, line in _lines(path, _WRITTEN_BY_OTHERS):
+    for number, line in lines(path, _WRITTEN_BY_OTHERS):
         words = line.split()
         if len(words) != 3:
             _fail(path, number, f"got {len(words)} words, expected ROLE PUBLIC NAME")
@@ -123,7 +123,7 @@ def _is_word(group: bytes) -> bool:
 
 def _read_keys(path: str, names: tuple[str, ...]) -> list[bytes]:
     keys: dict[str, bytes] = {}
-    for number, line in _lines(path, _READ_BY_OTHERS):
+    for number, line in lines(path, READ_BY_OTHERS):
         name, equals, value = line.partition("=")
         name = name.strip()
         if not equals or name not in names:
@@ -140,7 +140,7 @@ def _read_keys(path: str, names: tuple[str, ...]) -> list[bytes]:
     return [keys[name] for name in names]
 
 
-def _lines(path: str, forbidden: int) -> list[tuple[int, str]]:
+def lines(path: str, forbidden: int) -> list[tuple[int, str]]:
     """The lines that say something, numbered from 1, of a file that others have no ``forbidden`` access to."""
     try:
         with open(path, "rb", opener=_opener) as file:

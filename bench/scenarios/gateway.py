@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bench import echoes, loads, pool, wrk
-from bench.echoes import Echo
+from bench import loads, pool, wrk
+from bench.echoes import METHOD, Echo
 from bench.fleet import WrongAnswer
 from bench.loads import ATOL, RTOL
 from bench.scenario import Figure, Scenario, Settings, Sheet, Target
@@ -39,22 +39,19 @@ def measure(settings: Settings) -> Iterable[Figure]:
         await_front(rpc)
         reply = binary.once()
         _check(np.frombuffer(reply[-answers[:1].nbytes :], np.float32), answers[:1], "binary tensors")
+        _check(_predicted(rpc, call), answers[:1], "gRPC")
         _check(np.float32(json.loads(text.once())["predictions"]), answers[:1], "JSON")
-        gateway = pool.processes(served)["gateway"]
         with (
             Echo("http", reply) as http,
             Echo("grpc", reply) as grpc,
-            echoes.calls("grpc.aio echo", grpc.pid, grpc.address, call) as raw,
-            echoes.calls("gRPC Predict", gateway, rpc, call, _PREDICT) as ours,
             loads.on(settings, served, _MODEL) as native,
         ):
             for _ in settings.repeats():
                 _over_http(sheet, settings, binary, text, wrk.Post(http.address, "/", binary.body, {}))
                 _at_one(sheet, settings, binary, native.measure(settings, 1).p50_us)
-                reference = raw.measure(settings, CONNECTIONS)
-                load = ours.measure(settings, CONNECTIONS)
-                told = {"ours": load.detail(), "reference": reference.detail()}
-                sheet.rate("gRPC Predict, 64 in flight", "req/s", load.rate, reference.rate, told)
+                floor = wrk.call(settings, "grpcio asyncio echo", grpc.address, METHOD, call, CONNECTIONS)
+                shot = wrk.call(settings, "gRPC Predict", rpc, _PREDICT, call, CONNECTIONS)
+                sheet.rate("gRPC Predict, 64 in flight", "req/s", shot.rate, floor.rate)
     return sheet.figures()
 
 
@@ -94,6 +91,18 @@ def _call(row: Any) -> bytes:
     request.model_spec.name = _MODEL
     set_tensor(request.inputs["x"], row)
     return request.SerializeToString()
+
+
+def _predicted(address: str, call: bytes) -> Any:
+    import grpc
+
+    from tfpool.protos import inference_pb2
+    from tfpool.wire.tensor_proto import to_array
+
+    with grpc.insecure_channel(address) as channel:
+        answer = inference_pb2.PredictResponse.FromString(channel.unary_unary(_PREDICT)(call, timeout=10.0))
+    (output,) = answer.outputs.values()
+    return to_array(output)
 
 
 def _check(got: Any, wanted: Any, what: str) -> None:

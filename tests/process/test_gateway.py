@@ -146,3 +146,16 @@ def test_a_gateway_that_cannot_start_again_is_tried_until_it_can(directory: Path
             assert client.predict("double", [[1.0]])["y"].tolist() == [[2.0]]
         tokens.write_text("admin secret-of-this-test\n")
         await_front(address)
+
+
+def test_a_gateway_that_hangs_is_replaced(directory: Path) -> None:
+    place = directory / "hangs"
+    place.mkdir()
+    address = free_address()
+    with FakePool(place, [], server={"http": address}, hang_s=0.1) as pool:
+        await_front(address)
+        (pid,) = pool.children("tfpool-gateway")
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: pool.children("tfpool-gateway") not in ([], [pid]))
+        await_front(address)
+        assert "gateway.hung" in pool.log()

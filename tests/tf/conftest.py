@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+import tfpool
+from tfpool.testing.fronts import await_front, free_address
 
 _MAKE = """
 import sys
@@ -41,6 +45,29 @@ def sample_models(
     """Base paths by name; half_plus_two has versions 1 (y = x/2 + 2) and 2 (y = x/2 + 3)."""
     names = ("half_plus_two", "string_length", "two_signatures", "truncated")
     return make_samples(tmp_path_factory.mktemp("models"), *names)
+
+
+@dataclass(frozen=True)
+class Front:
+    """A pool with gateways: its addresses, and the base paths of its models."""
+
+    http: str
+    grpc: str
+    paths: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def front(
+    sample_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory, make_samples: Callable[..., dict[str, str]]
+) -> Iterator[Front]:
+    """A pool that all tests of protocols share; nothing in it is changed."""
+    paths = {name: sample_models[name] for name in ("half_plus_two", "string_length")}
+    paths |= make_samples(tmp_path_factory.mktemp("front"), "mlp", "examples")
+    http, grpc = free_address(), free_address()
+    with tfpool.Pool(paths, workers=1, http=http, grpc=grpc):
+        await_front(http)
+        await_front(grpc)
+        yield Front(http, grpc, paths)
 
 
 @pytest.fixture(scope="session")

@@ -9,25 +9,19 @@ import grpc
 import numpy as np
 import pytest
 
-import tfpool
 from tfpool.gateway.rpc.requests import PredictReader
 from tfpool.gateway.rpc.responses import PredictWriter
 from tfpool.protos import inference_pb2, serving_pb2, tensor_pb2
-from tfpool.testing.fronts import free_address
 from tfpool.testing.models import DTYPES
 from tfpool.testing.reference import Reference
 
 pytestmark = [pytest.mark.process, pytest.mark.tf]
-NAMES = ("half_plus_two", "string_length")
 SECONDS = 30.0
 
 
-@pytest.fixture(scope="module")
-def channel(sample_models: dict[str, str]) -> Iterator[grpc.Channel]:
-    found = free_address()
-    paths = {name: sample_models[name] for name in NAMES}
-    with tfpool.Pool(paths, workers=1, grpc=found), grpc.insecure_channel(found) as made:
-        grpc.channel_ready_future(made).result(SECONDS)
+@pytest.fixture
+def channel(front: Any) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(front.grpc) as made:
         yield made
 
 

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-import tfpool
 from tfpool.client.examples import encode
-from tfpool.testing.fronts import Web, await_front, free_address
+from tfpool.testing.fronts import Web
 from tfpool.testing.reference import Reference
 
 pytestmark = [pytest.mark.process, pytest.mark.tf]
-NAMES = ("half_plus_two", "mlp", "examples", "string_length")
 EXAMPLES: list[dict[str, Any]] = [{"x": [1.0, 2.0, 3.5], "word": "häuser", "n": 7}, {"x": [0.1, 0.5, 2.0]}]
 
 
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory, make_samples: Callable[..., dict[str, str]]) -> dict[str, str]:
-    return make_samples(tmp_path_factory.mktemp("rest"), *NAMES)
-
-
-@pytest.fixture(scope="module")
-def address(paths: dict[str, str]) -> Iterator[str]:
-    found = free_address()
-    with tfpool.Pool(paths, workers=1, http=found):
-        await_front(found)
-        yield found
+@pytest.fixture
+def paths(front: Any) -> dict[str, str]:
+    found: dict[str, str] = front.paths
+    return found
 
 
 @pytest.fixture
-def web(address: str) -> Iterator[Web]:
-    made = Web(address)
+def web(front: Any) -> Iterator[Web]:
+    made = Web(front.http)
     yield made
     made.close()
 

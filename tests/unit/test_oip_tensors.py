@@ -126,6 +126,8 @@ def test_broken_bytes(data: str, count: int, message: str) -> None:
         ("FP32", [1], [True], "got true or false among the data, expected numbers for FP32"),
         ("FP32", [1], [None], "got NoneType among the data, expected numbers for FP32"),
         ("FP64", [1], [10**400], "got a number too large for float64"),
+        ("FP32", [2], [np.inf, 1e300], "got a number too large for float32"),
+        ("FP16", [1], [70000.0], "got a number too large for float16"),
         ("INT32", [1], [1.5], "got fractions among the data, expected whole numbers for INT32"),
         ("INT8", [2], [5, 128], "128 is out of the range of int8"),
         ("UINT64", [1], [-1], "-1 is out of the range of uint64"),
@@ -138,8 +140,9 @@ def test_data_that_do_not_fit(datatype: str, shape: list[int], data: Any, messag
         from_list(data, slot("x", datatype, shape))
 
 
-def test_too_large_for_a_float_is_infinity() -> None:
-    assert from_list([1e300], slot("x", "FP32", [1])).tolist() == [np.inf]
+def test_infinity_is_no_number_that_is_too_large() -> None:
+    assert from_list([1.5, np.inf], slot("x", "FP32", [2])).tolist() == [1.5, np.inf]
+    assert from_list([1e300], slot("x", "FP64", [1])).tolist() == [1e300]
 
 
 def test_a_scalar() -> None:

@@ -18,7 +18,7 @@ from typing import NoReturn
 from tfpool.errors import InvalidArgument, PermissionDenied, TfpoolError, Unauthenticated
 from tfpool.gateway.http import Access, Headers
 from tfpool.gateway.tls import server_context
-from tfpool.keys import _READ_BY_OTHERS, _lines, check_name
+from tfpool.keys import READ_BY_OTHERS, check_name, lines
 from tfpool.settings import GatewaySettings
 from tfpool.telemetry import log
 
@@ -35,7 +35,7 @@ def read_tokens(path: str) -> Tokens:
     Raises NotFound, PermissionDenied where others may read it, InvalidArgument for anything but such a file.
     """
     found: dict[bytes, Access] = {}
-    for number, line in _lines(path, _READ_BY_OTHERS):
+    for number, line in lines(path, READ_BY_OTHERS):
         words = line.split()
         if len(words) not in (2, 3):
             _fail(path, number, f"got {len(words)} words, expected ROLE TOKEN or ROLE TOKEN NAME")

@@ -78,6 +78,11 @@ class Board:
                 return content
         return b""
 
+    def written(self, slot: int) -> int:
+        """How often a slot was written: what lives goes on writing."""
+        found: int = self._sequences[slot][0]
+        return found
+
     def close(self) -> None:
         for sequence in self._sequences:
             sequence.release()

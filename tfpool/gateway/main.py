@@ -49,12 +49,13 @@ async def _serve(bell: Doorbell, settings: Settings, board: Board, slot: int) ->
         gateway = Gateway(settings, client, traces)
         post = Post(board, slot, gateway.meters)
         posting = asyncio.create_task(post.run())
+        keeper = Keeper(settings.gateway, server.http)
         fronts: list[HttpServer | RpcServer] = []
         if server.http is not None:
-            fronts.append(_http(gateway, post))
+            fronts.append(_http(gateway, keeper, post))
             await fronts[-1].start(server.http)
         if server.grpc is not None:
-            fronts.append(_rpc(gateway))
+            fronts.append(_rpc(gateway, keeper))
             await fronts[-1].start(server.grpc)
         bell.ring(pack([Control.UP]))
         await _told_to_end(bell)
@@ -67,22 +68,20 @@ async def _serve(bell: Doorbell, settings: Settings, board: Board, slot: int) ->
         traces.close()
 
 
-def _http(gateway: Gateway, post: Post) -> HttpServer:
-    rooms = (
-        *(Health(gateway), Console(gateway), Metrics(gateway, post)),
-        *(Rest(gateway), OpenInference(gateway), OpenApi()),
-    )
+def _http(gateway: Gateway, keeper: Keeper, post: Post) -> HttpServer:
+    serving = (Rest(gateway), OpenInference(gateway))
+    watching = (Health(gateway), Metrics(gateway, post), Console(gateway), OpenApi())
+    routes = [route for room in (*serving, *watching) for route in room.routes()]
     settings = gateway.settings.gateway
-    keeper = Keeper(settings, gateway.settings.server.http)
-    server = HttpServer(App(settings, keeper, [route for room in rooms for route in room.routes()]), settings)
+    server = HttpServer(App(settings, keeper, routes), settings)
     server.answers = gateway.meters.responses
     gateway.meters.gauges["connections"] = lambda: len(server.connections)
     return server
 
 
-def _rpc(gateway: Gateway) -> RpcServer:
-    settings = gateway.settings.gateway
-    return RpcServer(settings, services(gateway, Keeper(settings), InferenceService(gateway).methods()))
+def _rpc(gateway: Gateway, keeper: Keeper) -> RpcServer:
+    methods = services(gateway, keeper, InferenceService(gateway).methods())
+    return RpcServer(gateway.settings.gateway, methods)
 
 
 async def _told_to_end(bell: Doorbell) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tfpool.client.aio import AsyncClient
 from tfpool.client.examples import Target
@@ -17,8 +16,7 @@ from tfpool.gateway.readiness import Readiness
 from tfpool.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request for a model, and how it came in.
 
     ``api`` is what was asked for (predict, classify, regress, infer ...), ``entry`` the protocol (REST, GRPC, V2,

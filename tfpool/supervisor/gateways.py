@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -19,6 +20,10 @@ from tfpool.wire.messages import Control, unpack
 
 if TYPE_CHECKING:
     from tfpool.gateway.board import Board
+
+LOOK_SECONDS = 1.0
+SILENCE_SECONDS = 3.0
+"""A gateway posts once a second."""
 
 
 class Gateways:
@@ -37,6 +42,9 @@ class Gateways:
         self._board = _board(count)
         self._start, self._hang_up, self._changed = start, hang_up, changed
         self._stopping = self._proven = False
+        self._hang_s = max(settings.pool.hang_s, SILENCE_SECONDS)
+        self._posts: dict[int, tuple[int, float]] = {}
+        self._looked = 0.0
         self._log = log.get("supervisor")
 
     @property
@@ -53,6 +61,23 @@ class Gateways:
             if child.due is not None and child.due <= now:
                 self._start(child, lambda child=child: self._hear(child))  # type: ignore[misc]
 
+    def look(self, now: float) -> None:
+        """Kill those that hang: they have not posted anything for too long."""
+        if self._board is None or self._stopping or now < self._looked + LOOK_SECONDS:
+            return
+        if now > self._looked + 2 * LOOK_SECONDS:
+            self._posts.clear()  # this process has been asleep itself
+        self._looked = now
+        for slot, child in enumerate(self.children):
+            written = self._board.written(slot)
+            if not child.pid or not child.history.ready or self._posts.get(slot, (-1, now))[0] != written:
+                self._posts[slot] = (written, now)
+            elif now > self._posts[slot][1] + self._hang_s:
+                self._log.error("gateway.hung", gateway=child.name, pid=child.pid)
+                self._posts[slot] = (written, now)
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
+
     def become(self, child: Child, sock: socket.socket, settings: Settings) -> None:
         """The child's side of the fork: be a gateway until told to end."""
         from tfpool.gateway import main
@@ -61,7 +86,8 @@ class Gateways:
         main.run(sock, settings, self._board, self.children.index(child))
 
     def dues(self) -> list[float]:
-        return [child.due for child in self.children if child.due is not None]
+        due = [child.due for child in self.children if child.due is not None]
+        return due if self._board is None else [*due, self._looked + LOOK_SECONDS]
 
     def drain(self) -> None:
         """Have them answer what they have, and end."""

@@ -100,6 +100,7 @@ class Supervisor:
                 self._fork(child, self._hear_broker if child is self._broker else self._hear_zygote)
         if self._broker.history.ready:
             self._gateways.start_due(now)
+            self._gateways.look(now)
         if self._zygote.bell is not None and self._zygote.history.ready and self._broker.bell is not None:
             self._workers.start_due(now)
 

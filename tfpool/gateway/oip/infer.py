@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tfpool.errors import InvalidArgument
 from tfpool.gateway.http import Request, Response
 from tfpool.gateway.oip import headers
@@ -67,7 +65,7 @@ class Infer:
             at = len(body)
             known = Known(*headers.read(body), model, version)
         inputs = known.inputs(body, at)
-        call = replace(known.call, trace=trace.decode("latin-1")) if trace else known.call
+        call = known.call._replace(trace=trace.decode("latin-1")) if trace else known.call
         reply = await self._gateway.predict(call, inputs)
         return answer(known.plan, model, reply.version, reply.result())
 

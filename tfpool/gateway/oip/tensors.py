@@ -188,9 +188,13 @@ def _numbers(items: list[Any], kinds: set[type], into: Slot) -> Array:
             raise InvalidArgument(f"input {into.name!r}: {wrong} is out of the range of {into.dtype.name}")
     try:
         with np.errstate(over="ignore"):
-            return np.array(items, np.float64).astype(into.dtype) if kind == "V" else np.array(items, into.dtype)
+            made = np.array(items, np.float64).astype(into.dtype) if kind == "V" else np.array(items, into.dtype)
+        overflown = kind in _FLOATS and np.isinf(made).any() and (np.isinf(made) != np.isinf(np.array(items, float))).any()
     except OverflowError:
-        raise InvalidArgument(f"input {into.name!r}: got a number too large for {into.dtype.name}") from None
+        overflown = True
+    if overflown:
+        raise InvalidArgument(f"input {into.name!r}: got a number too large for {into.dtype.name}")
+    return made
 
 
 def _flat(data: list[Any], into: Slot) -> list[Any]:

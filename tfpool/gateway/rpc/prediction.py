@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 from tfpool.client.examples import CLASSIFY, REGRESS, Target
@@ -111,7 +110,7 @@ class Prediction:
         return found
 
     async def _run(self, task: Task, exactly: Target, array: Array, call: Call) -> tuple[Any, int]:
-        mine = replace(call, target=exactly._replace(signature=task.signature))
+        mine = call._replace(target=exactly._replace(signature=task.signature))
         return await examples.run(self._gateway, mine, task.kind, array)
 
     def _call(self, target: Target, api: str, context: Any) -> Call:
