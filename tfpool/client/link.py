@@ -50,10 +50,10 @@ class Link:
     """At most one connection at a time. ``changed`` is whether the last wait found :meth:`changes` to hear of."""
 
     def __init__(
-        self, endpoint: str, keys: ClientKeys | None = None, watch: Callable[[int, bool], None] | None = None
+        self, endpoint: str, keys: ClientKeys | None = None, watch: Callable[[int, bool, bool], None] | None = None
     ) -> None:
-        """``keys`` are for tcp, and not used otherwise. ``watch`` is told of each descriptor that brings news, and
-        with False when it does no more."""
+        """``keys`` are for tcp, and not used otherwise. ``watch`` is told of each descriptor that brings news, with
+        False when it does no more, and whether they are :meth:`changes`."""
         self.endpoint = endpoint
         self.keys = keys if endpoint.startswith("tcp://") else None
         self.is_open = False
@@ -127,7 +127,7 @@ class Link:
     def _tell(self, watched: bool) -> None:
         if self._watch is not None:
             for sock in (self._socket, self._monitor):
-                self._watch(sock.getsockopt(zmq.FD), watched)
+                self._watch(sock.getsockopt(zmq.FD), watched, sock is self._monitor)
 
     def ring(self) -> None:
         """Have :meth:`wait` return; from any thread."""

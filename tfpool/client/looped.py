@@ -98,18 +98,27 @@ class LoopConnection:
 
     # -- on the loop -------------------------------------------------------------------------------------------
 
-    def _watch(self, descriptor: int, watched: bool) -> None:
+    def _watch(self, descriptor: int, watched: bool, changes: bool) -> None:
         if watched:
-            self._loop.add_reader(descriptor, self._heard)
+            self._loop.add_reader(descriptor, self._changed if changes else self._heard)
         else:
             self._loop.remove_reader(descriptor)
 
     def _heard(self) -> None:
-        """A descriptor says that there may be news."""
+        """There may be messages."""
         if self._closed or not self._link.is_open:
             return
         self._session.receive()
+        self._go_on()
+
+    def _changed(self) -> None:
+        """Something has become of the connection."""
+        if self._closed or not self._link.is_open:
+            return
         self._session.tend(time.monotonic())
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self.core.unsent and not self._flushing and self._hold is None:
             self._flush()
 
