@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from tests.contract.serving_desk import Desk
 from tests.contract.tfs_models import half, make_desk
 from tfpool.errors import FailedPrecondition
+from tfpool.gateway import http
+from tfpool.gateway.tfs import decode
 from tfpool.testing.fake_models import signature
 from tfpool.types import DType
 
@@ -322,3 +325,17 @@ def test_the_status_of_versions_that_do_not_serve() -> None:
     )
     refused = desk.ask("POST", "/v1/models/half/versions/1:predict", HALF)
     assert (refused.status, refused.json) == (400, {"error": "half:1 failed to load: torn"})
+
+
+def test_json_that_would_keep_everybody_waiting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_JSON", 40)
+    got = desk.ask("POST", "/v1/models/half:predict", json.dumps({"instances": [1.0] * 20}))
+    assert got.status == 413
+    assert got.json["error"].startswith("got 115 bytes of JSON, expected at most 40: send tensors as binary data")
+    assert desk.ask("POST", "/v1/models/half:predict", HALF).status == 200
+
+
+def test_rows_that_would_keep_everybody_waiting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAX_ROWS", 3)
+    got = desk.ask("POST", "/v1/models/half:predict", json.dumps({"instances": [{"x": 1.0}] * 4}))
+    assert (got.status, got.json) == (400, {"error": "instances: got 4 rows, expected at most 3 of named inputs"})

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -163,3 +166,41 @@ def test_bad_arguments() -> None:
         tfpool.AsyncClient("ipc:///tmp/x", timeout=0)
     with pytest.raises(InvalidArgument, match="expected ipc://"):
         tfpool.AsyncClient("udp://x")
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        "c = tfpool.Client(sys.argv[1]); c.predict('double', x)",
+        "async def f(): await tfpool.AsyncClient(sys.argv[1]).predict('double', x)\nasyncio.run(f()); c = 0",
+    ],
+)
+def test_a_client_that_nobody_closes_is_collected(pool: FakePool, story: str) -> None:
+    """In a process of its own, which would wait for ever."""
+    before = "import asyncio, gc, sys\nimport numpy as np, tfpool\nx = np.float32([[1.0]])\n"
+    program = f"{before}{story}\ndel c\ngc.collect()\nprint('collected')"
+    done = subprocess.run([sys.executable, "-c", program, pool.endpoint], capture_output=True, text=True, timeout=20)
+    assert (done.stdout, done.stderr) == ("collected\n", "")
+
+
+def test_callbacks_that_submit_do_not_nest(pool: FakePool) -> None:
+    async def story() -> int:
+        async with client_of(pool) as client:
+            await client.predict("double", X)
+            deepest, left = 0, 2000
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            def again(_: Any) -> None:
+                nonlocal deepest, left
+                deepest, left = max(deepest, len(inspect.stack(0))), left - 1
+                if left > 0:
+                    client.submit("double", X).add_done_callback(again)
+                elif not ended.done():
+                    ended.set_result(None)
+
+            for _ in range(200):
+                client.submit("double", X).add_done_callback(again)
+            await ended
+            return deepest
+
+    assert run(story()) < 100

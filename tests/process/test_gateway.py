@@ -159,3 +159,14 @@ def test_a_gateway_that_hangs_is_replaced(directory: Path) -> None:
         until(lambda: pool.children("tfpool-gateway") not in ([], [pid]))
         await_front(address)
         assert "gateway.hung" in pool.log()
+
+
+def test_a_port_is_kept_from_others_before_anybody_listens(tmp_path: Path) -> None:
+    address = free_address()
+    ports = Ports()
+    ports.claim(made_settings(tmp_path, [], server={"http": address}))
+    try:
+        with pytest.raises(FailedPrecondition, match="Address already in use"):
+            claimed(tmp_path, http=address)
+    finally:
+        ports.release()

@@ -304,3 +304,25 @@ def test_closing_cancels_everything() -> None:
         with pytest.raises(Cancelled, match="closed"):
             reply.result()
     assert not story.link.is_open
+
+
+def test_no_socket_is_left() -> None:
+    """What cannot be opened now is tried again, like a pool that is not there."""
+    link = Link()
+    failures = [Unavailable("cannot connect: too many open files")] * 3
+    really = link.open
+
+    def open_() -> None:
+        if failures:
+            raise failures.pop()
+        really()
+
+    link.open = open_  # type: ignore[method-assign]
+    session = Session(link, Core(lambda reply, timeout: None, 1 << 20, lambda: None), True, 0.0)
+    assert (session.trouble, session.up) == ("cannot connect: too many open files", False)
+    now = 0.0
+    while failures:
+        now = session.due
+        session.tend(now)
+    session.tend(session.due)
+    assert link.is_open

@@ -86,6 +86,8 @@ class Connection(Reader, asyncio.Protocol):
         """Notice what has taken too long at ``now``, which may be a little while ago."""
         settings = self._server.settings
         if self._transport.is_closing() and not self._paused:
+            if now - self._since > settings.idle_s + settings.read_s:
+                self._reset()  # nobody takes what is left
             return
         if self._lingering and not self._paused:
             unsent = self._transport.get_write_buffer_size()

@@ -189,7 +189,8 @@ def _numbers(items: list[Any], kinds: set[type], into: Slot) -> Array:
     try:
         with np.errstate(over="ignore"):
             made = np.array(items, np.float64).astype(into.dtype) if kind == "V" else np.array(items, into.dtype)
-        overflown = kind in _FLOATS and np.isinf(made).any() and (np.isinf(made) != np.isinf(np.array(items, float))).any()
+        infinite = np.isinf(made) if kind in _FLOATS else None
+        overflown = infinite is not None and infinite.any() and (infinite != np.isinf(np.array(items, float))).any()
     except OverflowError:
         overflown = True
     if overflown:
