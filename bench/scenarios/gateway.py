@@ -20,9 +20,9 @@ _MODEL = "mlp"
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 TARGETS = {
-    "HTTP with binary tensors, 64 connections": Target(11_800, aim=19_000, on="ours"),
-    "HTTP, added to the native client at 1": Target(0.35, on="ours"),
-    "gRPC Predict, 64 in flight": Target(0.75),
+    "HTTP binary at 64": Target(11_800, aim=19_000, on="ours"),
+    "added by HTTP at 1": Target(0.35, on="ours"),
+    "gRPC Predict at 64": Target(0.75),
 }
 
 
@@ -51,24 +51,24 @@ def measure(settings: Settings) -> Iterable[Figure]:
                 _at_one(sheet, settings, binary, native.measure(settings, 1).p50_us)
                 floor = wrk.call(settings, "grpcio asyncio echo", grpc.address, METHOD, call, CONNECTIONS)
                 shot = wrk.call(settings, "gRPC Predict", rpc, _PREDICT, call, CONNECTIONS)
-                sheet.rate("gRPC Predict, 64 in flight", "req/s", shot.rate, floor.rate)
+                sheet.rate("gRPC Predict at 64", "req/s", shot.rate, floor.rate)
     return sheet.figures()
 
 
 def _over_http(sheet: Sheet, settings: Settings, binary: wrk.Post, text: wrk.Post, echo: wrk.Post) -> None:
     floor = wrk.shoot(settings, "ASGI echo", echo, CONNECTIONS)
-    for name, post in (("HTTP with binary tensors", binary), ("JSON predict", text)):
+    for name, post in (("HTTP binary", binary), ("JSON predict", text)):
         shot = wrk.shoot(settings, name, post, CONNECTIONS)
-        where = f"{name}, {CONNECTIONS} connections"
+        where = f"{name} at {CONNECTIONS}"
         sheet.rate(where, "req/s", shot.rate, floor.rate)
         sheet.cost(f"p50, {where}", "ms", shot.p50_us / 1e3, floor.p50_us / 1e3)
         sheet.cost(f"p99, {where}", "ms", shot.p99_us / 1e3, floor.p99_us / 1e3)
 
 
 def _at_one(sheet: Sheet, settings: Settings, binary: wrk.Post, native_us: float) -> None:
-    shot = wrk.shoot(settings, "HTTP with binary tensors", binary, 1)
-    sheet.cost("p50 over HTTP, 1 connection", "ms", shot.p50_us / 1e3, native_us / 1e3)
-    sheet.cost("HTTP, added to the native client at 1", "ms", (shot.p50_us - native_us) / 1e3)
+    shot = wrk.shoot(settings, "HTTP binary", binary, 1)
+    sheet.cost("p50, HTTP binary at 1", "ms", shot.p50_us / 1e3, native_us / 1e3)
+    sheet.cost("added by HTTP at 1", "ms", (shot.p50_us - native_us) / 1e3)
 
 
 def _binary(address: str, row: Any) -> wrk.Post:

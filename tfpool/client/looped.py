@@ -30,6 +30,7 @@ HOLD_SECONDS = 0.001
 WINDOW_SECONDS = 0.02
 BUSY_SHARE = 0.3
 ENOUGH = 32
+EARLY = 16
 
 
 class LoopConnection:
@@ -62,6 +63,10 @@ class LoopConnection:
             self._loop.call_soon(self._leave)
             if self._timer is None:
                 self._wind()
+            return
+        waiting, in_flight = self.core.load
+        if waiting >= EARLY and waiting >= in_flight:
+            self._session.flush(time.monotonic())  # the pool works on these while the loop comes to the rest
 
     async def result(self, reply: Reply) -> Any:
         """What a reply brings, or its error. Cancelling the task cancels the request."""
