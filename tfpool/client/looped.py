@@ -41,7 +41,7 @@ class LoopConnection:
         self._life, self._thread = forks.life(), threading.get_ident()
         self._link = Link(endpoint, keys, self._watch)
         self.core = Core(self._waited, CROSSOVER_BYTES, self.push)
-        self._flushing = self._closed = False
+        self._flushing = self._receiving = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._hold: asyncio.TimerHandle | None = None
         self._share = self._looked = self._worked = 0.0
@@ -66,7 +66,7 @@ class LoopConnection:
             return
         waiting, in_flight = self.core.load
         if waiting >= EARLY and waiting >= in_flight:
-            self._session.flush(time.monotonic())  # the pool works on these while the loop comes to the rest
+            self._flush()  # the pool works on these while the loop comes to the rest
 
     async def result(self, reply: Reply) -> Any:
         """What a reply brings, or its error. Cancelling the task cancels the request."""
@@ -113,7 +113,7 @@ class LoopConnection:
         """There may be messages."""
         if self._closed or not self._link.is_open:
             return
-        self._session.receive()
+        self._receive()
         self._go_on()
 
     def _changed(self) -> None:
@@ -153,7 +153,16 @@ class LoopConnection:
             return
         self._session.flush(time.monotonic())
         if self._session.up:
-            self._session.receive()
+            self._receive()
+
+    def _receive(self) -> None:
+        """Take in what has come; what its callbacks send leaves meanwhile, and does not come here again."""
+        if not self._receiving:
+            self._receiving = True
+            try:
+                self._session.receive()
+            finally:
+                self._receiving = False
 
     def _wind(self) -> None:
         self._timer = self._loop.call_later(_TICK_SECONDS if self._session.up else _RETRY_SECONDS, self._tick)
@@ -167,7 +176,7 @@ class LoopConnection:
                 session.tend(now)
             session.flush(now)
             if session.up:
-                session.receive()
+                self._receive()
             if now >= core.next_expiry():
                 core.expire(now, session.trouble)
         finally:
