@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from tfpool.gateway import main
+from tfpool.gateway.access import Keeper
 from tfpool.gateway.app import App
 from tfpool.gateway.board import Board, Post
 from tfpool.gateway.http import Access, Request, Route
@@ -28,7 +29,7 @@ def routes() -> tuple[Route, ...]:
     """Those of a gateway."""
     settings = Settings(ServerSettings(("ipc:///nowhere",), "ipc:///nowhere.admin"), PoolSettings(1), ())
     gateway = Gateway(settings, None)  # type: ignore[arg-type]
-    app: App = main._http(gateway, Post(Board.create(1), 0, Meters())).app
+    app: App = main._http(gateway, Keeper(settings.gateway), Post(Board.create(1), 0, Meters())).app
     return app.routes
 
 
