@@ -22,11 +22,14 @@ mark()
 os.environ[STORE_VARIABLE] = STORE_OFF  # the user's own is no place for what tests compile
 
 
+def _ours(line: str) -> bool:
+    return line.startswith(("child", "orphan", "/dev/shm")) or "tfpool" in line
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     before = Traces.now()
     yield
-    found = left_behind(before)
-    if "tests/tf/" in request.node.nodeid:  # TensorFlow keeps threads and descriptors of its own
-        found = [line for line in found if line.startswith(("child", "orphan", "/dev/shm")) or "tfpool" in line]
+    tf = "tests/tf/" in request.node.nodeid  # TensorFlow keeps threads and descriptors of its own
+    found = left_behind(before, counts=_ours if tf else lambda line: True)
     assert not found, "left behind: " + "; ".join(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,36 @@ def test_serve_refuses_to_be_exposed(tmp_path: Path) -> None:
     assert "--insecure" in run("serve", "--model", "a=x", "--listen", "tcp://0.0.0.0:7000", status=1).stderr
 
 
+NO_GATEWAYS = {"gateways": 0, "gateways_ready": 0, "http": None, "grpc": None}
+
+
+def test_start_up_is_told_with_its_ports(capsys: pytest.CaptureFixture[str]) -> None:
+    starting = serve._Starting(config.build(listen=["ipc:///run/p"], admin_listen="ipc:///run/a"), watched=False)
+    state = {"models": 1, "available": 1, "unloaded": 0, "failed": 0, "settled": True, "workers": 1, "workers_ready": 1}
+    for ready in (0, 1, 2):
+        starting(state | {"gateways": 2, "gateways_ready": ready, "http": "127.0.0.1:8501", "grpc": None})
+        assert bool(said := capsys.readouterr().out) == (ready == 2)
+    assert said == "serving 1 model on ipc:///run/p, http 127.0.0.1:8501 with 1 worker\n"
+
+
+def test_serve_passes_the_options_of_gateways_on(tmp_path: Path, served: Served) -> None:
+    options = "--http 127.0.0.1:0 --grpc 8500 --gateways 3 --tokens t --tls-cert c --tls-key k --tls-client-ca a"
+    run("serve", "--model", f"half={tmp_path}", *options.split())
+    ((settings, _, _),) = served
+    assert (settings.server.http, settings.server.grpc) == ("127.0.0.1:0", "127.0.0.1:8500")
+    files = (
+        settings.gateway.tokens,
+        settings.gateway.tls_cert,
+        settings.gateway.tls_key,
+        settings.gateway.tls_client_ca,
+    )
+    assert (settings.gateway.processes, files) == (3, tuple(os.path.abspath(name) for name in "tcka"))
+
+
 def test_start_up_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     starting = serve._Starting(config.build(listen=["ipc:///run/p"], admin_listen="ipc:///run/a"), watched=False)
     state = {"models": 4, "available": 0, "unloaded": 1, "failed": 1, "settled": False, "workers": 2}
-    state["workers_ready"] = 0
+    state |= {"workers_ready": 0, **NO_GATEWAYS}
     for change in ({}, {"available": 2, "settled": True}, {"workers_ready": 2}, {"available": 1}):
         state |= change
         starting(state)
@@ -100,7 +127,7 @@ def test_start_up_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_root_without_a_model_yet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     settings = config.build(listen=["ipc:///run/p"], models_root=str(tmp_path))
     state = {"models": 0, "available": 0, "unloaded": 0, "failed": 0, "settled": True, "workers": 2, "workers_ready": 2}
-    serve._Starting(settings, watched=False)(state)
+    serve._Starting(settings, watched=False)(state | NO_GATEWAYS)
     said = f"serving 0 models on ipc:///run/p with 2 workers (no model in {tmp_path} yet)\n"
     assert capsys.readouterr().out == said
 
@@ -117,7 +144,9 @@ def test_check(tmp_path: Path) -> None:
     assert "warning: gone" in result.stderr
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs").glob("*.[ct]o*")), ids=lambda path: path.name
+)
 def test_check_accepts_the_examples(path: Path) -> None:
     result = run("check", str(path))
     assert "is not on disk" not in result.stderr

@@ -220,7 +220,7 @@ def test_unloading_and_loading_with_the_keyboard_alone(page: Any, admin: Client)
     tab_to("Load…")
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
-    page.get_by_text("Loaded double:1.").wait_for()
+    page.get_by_text("Loaded double:1.", exact=True).wait_for()
     assert state_of(admin, "double") == "AVAILABLE"
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.id") == "grid"

@@ -362,7 +362,7 @@ def test_the_future_is_what_comes() -> None:
 
 
 def test_all_policies_play_all_of_a_trace() -> None:
-    trace = diurnal(1, seconds=60.0)
+    trace = diurnal(1, seconds=30.0)
     found = {name: play(trace, make(trace)) for name, make in POLICIES.items()}
     assert {outcome.asked for outcome in found.values()} == {trace.counts.sum()}
     assert found[STATIC].moves == found["LRU"].moves == 0

@@ -9,6 +9,7 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -43,14 +44,20 @@ class Traces:
         ]
 
 
-def left_behind(before: Traces, grace: float = GRACE_SECONDS) -> list[str]:
-    """What was not there ``before`` and does not go away by itself within ``grace`` seconds."""
-    found = Traces.now().since(before)
+def left_behind(
+    before: Traces, grace: float = GRACE_SECONDS, counts: Callable[[str], bool] = lambda line: True
+) -> list[str]:
+    """What was not there ``before``, ``counts``, and does not go away by itself within ``grace`` seconds."""
+
+    def look() -> list[str]:
+        return [line for line in Traces.now().since(before) if counts(line)]
+
+    found = look()
     deadline = time.monotonic() + grace
     while found and time.monotonic() < deadline:
         gc.collect()  # views of an arena are freed with the last array
         time.sleep(_STEP_SECONDS)
-        found = Traces.now().since(before)
+        found = look()
     return found
 
 
