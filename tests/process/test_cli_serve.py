@@ -103,13 +103,9 @@ def test_serve_passes_the_options_of_gateways_on(tmp_path: Path, served: Served)
     run("serve", "--model", f"half={tmp_path}", *options.split())
     ((settings, _, _),) = served
     assert (settings.server.http, settings.server.grpc) == ("127.0.0.1:0", "127.0.0.1:8500")
-    files = (
-        settings.gateway.tokens,
-        settings.gateway.tls_cert,
-        settings.gateway.tls_key,
-        settings.gateway.tls_client_ca,
-    )
-    assert (settings.gateway.processes, files) == (3, tuple(os.path.abspath(name) for name in "tcka"))
+    front = settings.gateway
+    files = (front.tokens, front.tls_cert, front.tls_key, front.tls_client_ca)
+    assert (front.processes, files) == (3, tuple(os.path.abspath(name) for name in "tcka"))
 
 
 def test_start_up_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
