@@ -41,7 +41,9 @@ class ScriptedClient:
     def __post_init__(self) -> None:
         self._resolver = Resolver(self.registry)
 
-    def submit(self, model: str, inputs: Any, *, timeout: float | None = None, **options: Any) -> Reply:
+    def submit(
+        self, model: str, inputs: Any, *, timeout: float | None = None, patient: bool = False, **options: Any
+    ) -> Reply:
         core = Core(lambda *_: None, _LARGE, lambda: None)
         reply = core.submit(model, inputs, np.inf, soft=timeout is None, **options)
         reply.inputs = inputs

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import tfpool
+from tfpool.client import looped
 from tfpool.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, PermissionDenied
 from tfpool.testing.fake_worker import FakePool
 
@@ -204,3 +205,26 @@ def test_callbacks_that_submit_do_not_nest(pool: FakePool) -> None:
             return deepest
 
     assert run(story()) < 100
+
+
+def test_who_is_patient_waits_for_company_only_where_the_loop_is_busy(
+    pool: FakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one_by_one(client: tfpool.AsyncClient) -> int:
+        before = (await client.stats())["messages"]
+        replies = []
+        for _ in range(40):
+            replies.append(client.submit("slow", np.float32([0.0]), patient=True))
+            await asyncio.sleep(0)
+        for reply in replies:
+            await client.result(reply)
+        return int((await client.stats())["messages"] - before)
+
+    async def story() -> None:
+        async with client_of(pool) as client:
+            monkeypatch.setattr(looped, "BUSY_SHARE", 100.0)
+            idle = await one_by_one(client)
+            monkeypatch.setattr(looped, "BUSY_SHARE", -1.0)
+            assert await one_by_one(client) < idle
+
+    run(story())

@@ -119,17 +119,19 @@ class AsyncClient:
         rows: bool = True,
         priority: int = 0,
         timeout: float | None = None,
+        patient: bool = False,
     ) -> Reply:
         """Queue a request at once, with the options of :meth:`predict`, whose ``inputs`` are arrays; they are copied.
 
-        :meth:`result` awaits it; ``cancel()`` withdraws it.
+        :meth:`result` awaits it; ``cancel()`` withdraws it. One that is ``patient`` waits up to a millisecond for
+        others to leave with, where the pool has work and this loop is busy: more gets through, a little later.
         """
         connection = self._connection()
         seconds = self._timeout if timeout is None else positive(timeout)
         reply = connection.core.submit(
             model, inputs, time.monotonic() + seconds, version, label, signature, rows, priority, timeout is None
         )
-        connection.push()
+        connection.push(patient)
         return reply
 
     async def result(self, reply: Reply) -> Any:

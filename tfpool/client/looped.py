@@ -2,7 +2,7 @@
 
 What is submitted while the loop runs its callbacks leaves as one message when they have run. Where requests come one by
 one to a loop that is busy, a message each would cost the pool more than they do themselves, and take the time from it
-that the loop needs: there they wait for company, a millisecond at most, unless nothing is in flight.
+that the loop needs: there those that are patient wait for company, a millisecond at most, unless nothing is in flight.
 
 ZeroMQ's descriptors tell of news only once, and using a socket may swallow the word: so whoever has sent looks whether
 something has come, too.
@@ -28,7 +28,7 @@ _TICK_SECONDS = 0.05
 _RETRY_SECONDS = 0.01
 HOLD_SECONDS = 0.001
 WINDOW_SECONDS = 0.02
-BUSY_SHARE = 0.3
+BUSY_SHARE = 0.4
 ENOUGH = 32
 EARLY = 16
 
@@ -41,7 +41,7 @@ class LoopConnection:
         self._life, self._thread = forks.life(), threading.get_ident()
         self._link = Link(endpoint, keys, self._watch)
         self.core = Core(self._waited, CROSSOVER_BYTES, self.push)
-        self._flushing = self._receiving = self._closed = False
+        self._flushing = self._receiving = self._urgent = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._hold: asyncio.TimerHandle | None = None
         self._share = self._looked = self._worked = 0.0
@@ -56,8 +56,9 @@ class LoopConnection:
         if threading.get_ident() != self._thread or not self._loop.is_running():
             raise FailedPrecondition("this client belongs to another event loop")
 
-    def push(self) -> None:
-        """Something was queued: it leaves once the loop has run what is due."""
+    def push(self, patient: bool = False) -> None:
+        """Something was queued: it leaves once the loop has run what is due; if it is ``patient`` perhaps later."""
+        self._urgent = self._urgent or not patient
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._leave)
@@ -131,7 +132,7 @@ class LoopConnection:
         """Send what waits; or have it wait for company, where this loop is busy, and the pool too."""
         self._flushing = False
         waiting, in_flight = self.core.load
-        if not in_flight or waiting >= ENOUGH or not self._busy():
+        if self._urgent or not in_flight or waiting >= ENOUGH or not self._busy():
             self._flush()
         elif self._hold is None:
             self._hold = self._loop.call_later(HOLD_SECONDS, self._flush)
@@ -146,6 +147,7 @@ class LoopConnection:
         return self._share > BUSY_SHARE
 
     def _flush(self) -> None:
+        self._urgent = False
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None

@@ -15,6 +15,9 @@ from tfpool.gateway.meters import Meters
 from tfpool.gateway.readiness import Readiness
 from tfpool.settings import Settings
 
+ONE_BY_ONE = frozenset(("GRPC", "V2_GRPC"))
+"""The protocols whose server hands requests over one by one: a message each would cost the pool too much."""
+
 
 class Call(NamedTuple):
     """One request for a model, and how it came in.
@@ -69,6 +72,7 @@ class Gateway:
                 signature=target.signature,
                 priority=call.priority,
                 timeout=call.timeout,
+                patient=call.entry in ONE_BY_ONE,
             )
             await self.client.result(reply)
             return reply
