@@ -8,7 +8,6 @@ for identities are unique on one socket only, and clients may choose their own.
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from tfpool.broker.gate import Gate
 from tfpool.broker.later import Later, Question
 from tfpool.broker.lobby import Request
 from tfpool.broker.registry import NotLoaded
+from tfpool.descriptors import raise_limit
 from tfpool.errors import InvalidArgument, ResourceExhausted, TfpoolError, Unavailable
 from tfpool.keys import Role
 from tfpool.scheduler import events as ev
@@ -86,7 +86,7 @@ class Front:
         self._unread: dict[bytes, Unread] = {}
         self._doors: list[Door] = []
         self._gate: Gate | None = None
-        _raise_descriptor_limit()
+        raise_limit()
         server = broker.settings.server
         self._max_message, self._max_unread = server.max_message, server.client_bytes
         # a flood of handshakes keeps a thread of ZeroMQ's busy: that is the second one's work, and no other
@@ -318,9 +318,3 @@ class Front:
         if self._gate is not None:
             self._gate.close()
         self._context.term()
-
-
-def _raise_descriptor_limit() -> None:
-    """Each connection takes a descriptor, and so do arenas and workers: have as many as the system allows."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

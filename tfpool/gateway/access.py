@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import NoReturn
 
 from tfpool.errors import InvalidArgument, PermissionDenied, TfpoolError, Unauthenticated
-from tfpool.gateway.http import Access, Headers
+from tfpool.gateway.http import Access, Headers, first
 from tfpool.gateway.tls import server_context
 from tfpool.keys import READ_BY_OTHERS, check_name, lines
 from tfpool.settings import GatewaySettings
@@ -95,7 +95,7 @@ class Keeper:
         if now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
             self._look()
-        access = self._access(_first(headers, b"authorization"))
+        access = self._access(first(headers, b"authorization"))
         if access < wanted:
             if access is Access.OPEN:
                 raise Unauthenticated("expected a token of this server: Authorization: Bearer TOKEN")
@@ -129,10 +129,10 @@ class Keeper:
     def _check_page(self, headers: Headers) -> None:
         """A browser says which page asks, and with no token to show that must be one of ours, at a name that is ours:
         whoever runs a name server can have another name lead here."""
-        origin = _first(headers, b"origin").decode("latin-1").lower()
+        origin = first(headers, b"origin").decode("latin-1").lower()
         if not origin or "*" in self._origins or origin in self._origins:
             return
-        host = _first(headers, b"host").decode("latin-1").lower()
+        host = first(headers, b"host").decode("latin-1").lower()
         if origin.partition("://")[2] != host:
             raise PermissionDenied(f"got origin {origin[:80]!r}, expected this server's own page; see cors_origins")
         name = re.sub(r":\d*$", "", host)
@@ -150,10 +150,6 @@ def _is_address(host: str) -> bool:
 
 def _role(access: Access) -> str:
     return access.name.lower()
-
-
-def _first(headers: Headers, name: bytes) -> bytes:
-    return next((value for key, value in headers if key == name), b"")
 
 
 def _stamp(path: str) -> tuple[int, ...]:

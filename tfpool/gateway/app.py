@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 
 from tfpool.errors import ResourceExhausted, TfpoolError
 from tfpool.gateway.access import Keeper
-from tfpool.gateway.http import Access, Headers, HttpError, Request, Response, Route, refusal, route
+from tfpool.gateway.http import Access, Headers, HttpError, Request, Response, Route, first, refusal, route
 from tfpool.settings import GatewaySettings
 from tfpool.telemetry import log
 
@@ -123,7 +123,7 @@ class App:
     def _cors(self, headers: Headers) -> Headers:
         origins = self.settings.cors_origins
         if origins:
-            origin = _first(headers, b"origin")
+            origin = first(headers, b"origin")
             if origin and ("*" in origins or origin.decode("latin-1") in origins):
                 return ((b"access-control-allow-origin", origin), *_SHOWN)
         return ()
@@ -196,7 +196,7 @@ def _packed(body: bytes) -> bytes:
 
 
 def _takes_gzip(asked: Headers) -> bool:
-    for said in _first(asked, b"accept-encoding").split(b","):
+    for said in first(asked, b"accept-encoding").split(b","):
         name, _, weight = said.partition(b";")
         if name.strip().lower() == b"gzip":
             return not weight or weight.partition(b"=")[2].strip(b" 0.") != b""
@@ -204,11 +204,7 @@ def _takes_gzip(asked: Headers) -> bool:
 
 
 def _is_text(headers: Headers) -> bool:
-    return _first(headers, b"content-type").startswith((b"application/json", b"text/"))
-
-
-def _first(headers: Headers, name: bytes) -> bytes:
-    return next((value for key, value in headers if key == name), b"")
+    return first(headers, b"content-type").startswith((b"application/json", b"text/"))
 
 
 def too_long(size: int, most: int) -> HttpError:

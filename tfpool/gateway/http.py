@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import ceil
@@ -27,6 +27,14 @@ class Access(IntEnum):
     ADMIN = 3
 
 
+def first(headers: Headers, name: bytes) -> bytes:
+    """The first header of a name, given in lower case; empty where there is none."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return b""
+
+
 @dataclass(slots=True)
 class Request:
     """One request, its body complete and unpacked. ``path`` is as it was sent; names in ``headers`` are lower case."""
@@ -39,11 +47,8 @@ class Request:
     access: Access
 
     def header(self, name: bytes) -> bytes:
-        """The first of a name, given in lower case; empty where there is none."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
+        """See :func:`first`."""
+        return first(self.headers, name)
 
     def json(self) -> object:
         """The body as JSON. Raises InvalidArgument."""
@@ -105,9 +110,9 @@ def check_json(text: bytes) -> None:
         raise HttpError(413, f"{limit}: send tensors as binary data (Open Inference Protocol), or over gRPC")
 
 
-def json_response(value: object, status: int = 200, headers: Mapping[bytes, bytes] | None = None) -> Response:
+def json_response(value: object, status: int = 200) -> Response:
     """``value`` as JSON."""
-    return Response(orjson.dumps(value), status, (JSON, *(headers or {}).items()))
+    return Response(orjson.dumps(value), status)
 
 
 def refusal(error: TfpoolError | HttpError) -> Response:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import socket
 import ssl
 import time
 from typing import Any
 
+from tfpool.descriptors import raise_limit
 from tfpool.gateway.app import App
 from tfpool.gateway.protocol import Connection
 from tfpool.gateway.tls import server_context
@@ -36,7 +36,7 @@ class HttpServer:
         self.settings = settings
         self.budget = app.budget
         self.connections: set[Connection] = set()
-        self.most = min(_raise_descriptor_limit() - _SPARE_DESCRIPTORS, MAX_CONNECTIONS)
+        self.most = min(raise_limit() - _SPARE_DESCRIPTORS, MAX_CONNECTIONS)
         self.answers = [0] * 6
         self.now = time.monotonic()
         self.ending = False
@@ -103,10 +103,3 @@ def _bound(address: str) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.bind(where)
     return sock
-
-
-def _raise_descriptor_limit() -> int:
-    """Each connection takes a descriptor: have as many as the system allows, and say how many."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return MAX_CONNECTIONS if most == resource.RLIM_INFINITY else most
