@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Concatenate, ParamSpec
 
+from bench.errors import ChildFailed
 from tfpool.worker.boot import die_with_parent
 
 ROOT = Path(__file__).parents[1]
@@ -33,10 +34,6 @@ _ALONE = {
 }
 
 P = ParamSpec("P")
-
-
-class ChildFailed(Exception):
-    """A child ended, or did not answer in time; the message has the end of what it wrote."""
 
 
 class Channel:

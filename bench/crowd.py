@@ -18,7 +18,7 @@ from random import Random
 from time import perf_counter_ns
 
 from bench.children import Channel
-from bench.fleet import quantile
+from bench.points import quantile
 from bench.virtual import Model
 from tfpool.scheduler import events as ev
 from tfpool.scheduler.core import Scheduler

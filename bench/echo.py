@@ -13,7 +13,8 @@ import zmq
 
 from bench import fleet
 from bench.children import Channel, Child
-from bench.fleet import Fleet, Loop, Tally, Window, quantile
+from bench.fleet import Fleet, Loop, Tally, Window
+from bench.points import quantile
 from bench.processes import cpu_seconds
 from bench.scenario import Settings
 from tfpool.worker.boot import die_with_parent

@@ -11,23 +11,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from math import ceil
 from multiprocessing import get_context  # noqa: TID251 - its pipes lead to our own forks
 from multiprocessing.connection import Connection  # noqa: TID251
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec
 
 from bench.children import Channel, Child
+from bench.errors import WrongAnswer
+from bench.points import CLIENT, Point, at_quantiles, quantile
 from bench.scenario import Settings
 from tfpool.worker.boot import die_with_parent
 
 P = ParamSpec("P")
 _KEPT_LATENCIES = 200_000
 _START_SECONDS = 0.02
-
-
-class WrongAnswer(Exception):
-    """An answer was not what it should be: no figure counts."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,15 @@ class Load:
     checked: int
     wrong: int
     cpu_us: dict[str, float] = field(default_factory=dict)
+    quantiles_us: Sequence[float] = ()
 
     def detail(self) -> dict[str, Any]:
         """For a figure's detail."""
         return asdict(self)
+
+    def point(self, system: str, model: str, level: float, memory_mb: Mapping[str, float] | None = None) -> Point:
+        """Of a closed loop with ``level`` requests in flight."""
+        return Point(system, model, "closed", level, self.rate, self.quantiles_us, self.cpu_us, memory_mb or {})
 
 
 Loop = Callable[[Window], Tally]
@@ -87,13 +89,9 @@ def merged(tallies: Sequence[Tally]) -> Load:
         max_us=quantile(latencies, 1.0) * 1e6,
         checked=sum(tally.checked for tally in tallies),
         wrong=sum(tally.wrong for tally in tallies),
-        cpu_us={"client": cpu / requests * 1e6 if requests else 0.0},
+        cpu_us={CLIENT: cpu / requests * 1e6 if requests else 0.0},
+        quantiles_us=[latency * 1e6 for latency in at_quantiles(latencies)],
     )
-
-
-def quantile(ordered: Sequence[float], q: float) -> float:
-    """The value that a share ``q`` does not exceed; 0 where there is none."""
-    return ordered[max(1, ceil(q * len(ordered))) - 1] if ordered else 0.0
 
 
 # -- the child's side ----------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bench.children import Channel, Child
-from bench.fleet import quantile
 from bench.models import MAKERS
+from bench.points import quantile
 from bench.scenario import Models, Settings
 from tfpool.wire.tensors import Array
 

@@ -20,8 +20,10 @@ import numpy as np
 
 import tfpool
 from bench.children import Channel, Child
-from bench.fleet import WrongAnswer, quantile, sleep_until
+from bench.errors import WrongAnswer
+from bench.fleet import sleep_until
 from bench.loads import wrong
+from bench.points import quantile
 from tfpool.errors import Code, TfpoolError
 from tfpool.wire.tensors import Array
 

@@ -7,16 +7,26 @@ repeat; what is judged is their median.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from statistics import median
 from typing import Any, Literal, Protocol
+
+from bench.points import Point
 
 Verdict = Literal["ok", "missed", ""]
 
 WINDOW_SECONDS = 3.0
 QUICK_SECONDS = 0.3
-REPEATS = 5
+
+
+class Form(Enum):
+    """How thorough a run is: to see that it works (under a minute a scenario), for every day, or to be published."""
+
+    QUICK = "quick"
+    NORMAL = "normal"
+    FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,19 @@ class Figure:
         return judged.median >= bound if self.higher_is_better else judged.median <= bound
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a scenario found. ``points`` are what systems did under loads; ``absent`` says of those that could not be
+    measured why."""
+
+    figures: Sequence[Figure]
+    points: Sequence[Point] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING = Outcome(())
+
+
 class Progress(Protocol):
     """Who is told how far a scenario is."""
 
@@ -112,8 +135,16 @@ class Settings:
     directory: str
     progress: Progress
     seconds: float | None = None
-    repeat: int = REPEATS
-    quick: bool = False
+    repeat: int = 1
+    form: Form = Form.NORMAL
+
+    @property
+    def quick(self) -> bool:
+        return self.form is Form.QUICK
+
+    @property
+    def full(self) -> bool:
+        return self.form is Form.FULL
 
     @property
     def window(self) -> float:
@@ -134,13 +165,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A measurement. ``models`` are the names of those it needs, ``targets`` are by the name of the figure."""
+    """A measurement. ``models`` are the names of those it needs, ``targets`` are by the name of the figure.
+
+    ``experiment`` is the number of the published experiment that it belongs to, 0 for one that is for us alone;
+    ``repeats`` is how often it measures unless told otherwise.
+    """
 
     name: str
     description: str
-    measure: Callable[[Settings], Iterable[Figure]]
+    measure: Callable[[Settings], Outcome]
     models: tuple[str, ...] = ()
     targets: Mapping[str, Target] = field(default_factory=dict)
+    experiment: int = 0
+    repeats: Mapping[Form, int] = field(default_factory=lambda: REPEATS)
+
+
+REPEATS: Mapping[Form, int] = {Form.QUICK: 1, Form.NORMAL: 3, Form.FULL: 5}
 
 
 @dataclass
@@ -158,6 +198,8 @@ class Sheet:
     def __init__(self, targets: Mapping[str, Target]) -> None:
         self._targets = targets
         self._rows: dict[str, _Row] = {}
+        self._points: list[Point] = []
+        self._absent: dict[str, str] = {}
 
     def rate(
         self, name: str, unit: str, ours: float, reference: float | None = None, detail: Mapping[str, Any] | None = None
@@ -170,6 +212,14 @@ class Sheet:
     ) -> None:
         """One repeat's value of the figure ``name``, of which less is better."""
         self._add(name, unit, ours, reference, detail, False)
+
+    def point(self, point: Point) -> None:
+        """What a system did under a load, of one repeat."""
+        self._points.append(point)
+
+    def lack(self, system: str, why: str) -> None:
+        """A system that could not be measured."""
+        self._absent[system] = why
 
     def _add(
         self,
@@ -187,11 +237,12 @@ class Sheet:
         if detail is not None:
             row.detail.append(detail)
 
-    def figures(self) -> Sequence[Figure]:
-        """All figures, in the order in which they first came. Raises ValueError for a target without its figure."""
+    def outcome(self) -> Outcome:
+        """All that was found; figures in the order in which they first came. Raises ValueError for a target without
+        its figure."""
         if missing := set(self._targets) - set(self._rows):
             raise ValueError(f"no figure was measured for the targets {', '.join(sorted(missing))}")
-        return [
+        figures = [
             Figure(
                 name,
                 row.unit,
@@ -203,3 +254,4 @@ class Sheet:
             )
             for name, row in self._rows.items()
         ]
+        return Outcome(figures, self._points, self._absent)

@@ -22,8 +22,10 @@ import numpy as np
 
 import tfpool
 from bench.children import Channel, Child
-from bench.fleet import WrongAnswer, quantile, sleep_until
+from bench.errors import WrongAnswer
+from bench.fleet import sleep_until
 from bench.loads import ATOL, RTOL, wrong
+from bench.points import quantile
 from tfpool.wire.messages import MAX_ANSWER_BYTES, Verb, decode, decode_answer, decode_error
 from tfpool.wire.tensors import Array
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from bench import architectures, models
 from bench.architectures import CACHE
-from bench.children import ROOT, Channel, Child, ChildFailed
+from bench.children import ROOT, Channel, Child
+from bench.errors import ChildFailed
 from bench.scenario import Settings
 from tfpool.errors import TfpoolError
 from tfpool.store.shelf import Shelf

@@ -18,7 +18,8 @@ import numpy as np
 
 import tfpool
 from bench.children import Channel, Child
-from bench.fleet import WrongAnswer, sleep_until
+from bench.errors import WrongAnswer
+from bench.fleet import sleep_until
 from bench.steady import Notes
 from bench.variants import ROWS, Variant, answers_of, rows_of
 from tfpool.errors import TfpoolError

@@ -3,17 +3,15 @@ nghttp2-client)."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.children import ChildFailed
-from bench.fleet import WrongAnswer
+from bench.errors import ChildFailed, WrongAnswer
+from bench.post import Post
 from bench.scenario import Settings
 
 _SLACK_SECONDS = 30.0
@@ -30,29 +28,6 @@ done = function(summary, latency, requests)
     errors.status + errors.connect + errors.read + errors.write + errors.timeout))
 end
 """
-
-
-@dataclass(frozen=True)
-class Post:
-    """One request: where it goes, with what."""
-
-    address: str
-    path: str
-    body: bytes
-    headers: Mapping[str, str]
-
-    def once(self) -> bytes:
-        """Send it, and give what comes back. Raises WrongAnswer for another status than 200."""
-        connection = http.client.HTTPConnection(self.address, timeout=_SLACK_SECONDS)
-        try:
-            connection.request("POST", self.path, self.body, dict(self.headers))
-            answer = connection.getresponse()
-            content = answer.read()
-        finally:
-            connection.close()
-        if answer.status != 200:
-            raise WrongAnswer(f"{self.path}: got {answer.status} {content[:200]!r}, expected 200")
-        return content
 
 
 @dataclass(frozen=True)

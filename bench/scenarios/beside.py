@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack
 
 import tfpool
 from bench import pool
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, Span, Steady, ms
 
 IN_FLIGHT = 64
@@ -26,7 +25,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One client process. Of two workers, the large model goes to the one that does not have the small one."""
     sheet = Sheet(TARGETS)
     with ExitStack() as stack:
@@ -49,7 +48,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
                     time.sleep(settings.warm_up)
                     spans = _come_and_go(client, settings.window)
                     _add(sheet, f"{name}, {loop}", load.stop(), *spans)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _rate_of(settings: Settings, client: tfpool.Client, load: Steady) -> float:

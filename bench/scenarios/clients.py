@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 
 from bench import loads, pool
 from bench.echo import Echo
-from bench.scenario import Figure, Scenario, Settings, Sheet
+from bench.scenario import Outcome, Scenario, Settings, Sheet
 
 SHAPES = ((1, 64), (16, 4), (64, 1))  # client processes, requests in flight of each
 _MODEL = "half_plus_two"
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker. The clients of all shapes stay connected; those of one shape at a time load."""
     sheet = Sheet({})
     with ExitStack() as stack:
@@ -34,7 +33,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
                 sheet.cost(f"{where}, p99", "ms", ours.p99_us / 1e3)
                 broker, relay = ours.cpu_us["broker"], reference.cpu_us["echo"]
                 sheet.cost(f"{where}, broker CPU", "us/req", broker, relay)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 SCENARIO = Scenario(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from bench import pool, variants
 from bench.arrivals import poisson
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.scenarios.zipf import EXPONENT, Residency, Watch, zipf
 from bench.steady import Notes, ms
 from bench.variants import Variant
@@ -36,7 +36,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Two workers, one client. Each repeat has the same requests for three new pools, none of whose models is in
     memory: without a store; with one, and room for as many models; with one, and as many bytes."""
     sheet = Sheet(TARGETS)
@@ -59,7 +59,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             seen[name] = _run(settings, models, *runs[name], asked)
         _add(sheet, seen[_STORED], seen[_PLAIN], "")
         _add(sheet, seen[_SAME], seen[_PLAIN], ", with the memory that plain has")
-    return sheet.figures()
+    return sheet.outcome()
 
 
 @dataclass(frozen=True)

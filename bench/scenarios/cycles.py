@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import tfpool
 from bench import pool
 from bench.processes import footprint
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Steady, ms
 
 CYCLES, QUICK_CYCLES = 200, 5
@@ -20,7 +18,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker, which also answers a small model; once, whatever the repeats."""
     sheet = Sheet(TARGETS)
     with (
@@ -50,7 +48,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
         sheet.cost("most PSS of the worker, model loaded", "MB", held)
         sheet.cost("workers replaced", "", len(workers) - 1)
         sheet.cost("a load", "s", seconds / len(after))
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _pss(served: tfpool.Pool) -> dict[str, float]:

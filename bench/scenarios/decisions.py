@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from bench.children import Child
 from bench.crowd import EXPONENT, decide
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 
 WORKERS = 1000
 MODELS = (100, 1000, 10_000)
@@ -22,7 +20,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One core, no pool. A decision is a batch that is sent; its cost is that of all events that led to it."""
     sheet = Sheet(TARGETS)
     with Child(decide) as child:
@@ -41,7 +39,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             for what in ("", "busy, "):
                 most, least = each[what, MODELS[-1]], each[what, MODELS[0]]
                 sheet.cost(f"a decision, {what}{_MOST}, beside {_LEAST}", "us", most, least)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 SCENARIO = Scenario(

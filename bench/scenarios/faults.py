@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -20,7 +20,7 @@ import numpy as np
 import tfpool
 from bench import pool
 from bench.processes import session
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, Steady
 from tfpool.errors import TfpoolError, Unavailable
 from tfpool.testing.leaks import Traces, left_behind
@@ -51,7 +51,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """A pool of its own for each kind of fault, one client process; moments are random, of one seed a repeat."""
     sheet = Sheet(TARGETS)
     for number in settings.repeats():
@@ -67,7 +67,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
                     settings.progress.say(f"{part}: {turn + 1} of {times}")
                     hurt(trial, served)
             _add(sheet, trial)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 @dataclass

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bench.architectures import CACHE, MAKERS
-from bench.children import Channel, Child, ChildFailed
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.children import Channel, Child
+from bench.errors import ChildFailed
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 
 QUICK = ("mobilenet_v3_small", "lstm", "text")
 FORMS = ("plain", "mapped", "inlined")
@@ -39,7 +40,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Every architecture in turn; without basic_pitch where it is not in the cache."""
     names = [name for name in (QUICK if settings.quick else MAKERS) if name != "basic_pitch" or _has(name)]
     sheet = Sheet({figure: target for figure, target in TARGETS.items() if figure.partition(":")[0] in _told(names)})
@@ -49,7 +50,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
         sheet.cost("median model to the first answer, mapped", "of plain", statistics.median(r["answer"] for r in rows))
         sheet.cost("another replica, mapped, of what it may have", "", max(r["replica"] for r in rows))
         sheet.rate("least best rows/s, inlined, of plain", "", min(r["rate"] for r in rows))
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _told(names: Iterable[str]) -> set[str]:

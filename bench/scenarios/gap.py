@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
 from bench.children import Channel, Child
-from bench.fleet import quantile
 from bench.optimum import TIGHT, make_pool, optimum
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.points import quantile
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from tfpool.placement.board import cost
 from tfpool.placement.planner import after, plan
 from tfpool.placement.snapshot import Rules, Snapshot
@@ -35,7 +34,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One process, no pool, once: nothing but the times would change from repeat to repeat."""
     sheet = Sheet(TARGETS)
     seeds = QUICK_SEEDS if settings.quick else SEEDS
@@ -59,7 +58,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
     name = f"a plan, {LARGE[0]:,} models on {LARGE[1]} workers"
     sheet.cost(f"{name}, median", "ms", median(times))
     sheet.cost(f"{name}, worst", "ms", times[-1])
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def work(channel: Channel) -> None:

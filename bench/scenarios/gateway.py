@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from bench import loads, pool, wrk
 from bench.echoes import METHOD, Echo
-from bench.fleet import WrongAnswer
+from bench.errors import WrongAnswer
 from bench.loads import ATOL, RTOL
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.post import Post
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from tfpool.testing.fronts import await_front, free_address
 
 CONNECTIONS = 64
@@ -26,7 +26,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker, one gateway, one row a request."""
     sheet = Sheet(TARGETS)
     address, rpc = free_address(), free_address()
@@ -47,15 +47,15 @@ def measure(settings: Settings) -> Iterable[Figure]:
             loads.on(settings, served, _MODEL) as native,
         ):
             for _ in settings.repeats():
-                _over_http(sheet, settings, binary, text, wrk.Post(http.address, "/", binary.body, {}))
+                _over_http(sheet, settings, binary, text, Post(http.address, "/", binary.body, {}))
                 _at_one(sheet, settings, binary, native.measure(settings, 1).p50_us)
                 floor = wrk.call(settings, "grpcio asyncio echo", grpc.address, METHOD, call, CONNECTIONS)
                 shot = wrk.call(settings, "gRPC Predict", rpc, _PREDICT, call, CONNECTIONS)
                 sheet.rate("gRPC Predict at 64", "req/s", shot.rate, floor.rate)
-    return sheet.figures()
+    return sheet.outcome()
 
 
-def _over_http(sheet: Sheet, settings: Settings, binary: wrk.Post, text: wrk.Post, echo: wrk.Post) -> None:
+def _over_http(sheet: Sheet, settings: Settings, binary: Post, text: Post, echo: Post) -> None:
     floor = wrk.shoot(settings, "ASGI echo", echo, CONNECTIONS)
     for name, post in (("HTTP binary", binary), ("JSON predict", text)):
         shot = wrk.shoot(settings, name, post, CONNECTIONS)
@@ -65,22 +65,22 @@ def _over_http(sheet: Sheet, settings: Settings, binary: wrk.Post, text: wrk.Pos
         sheet.cost(f"p99, {where}", "ms", shot.p99_us / 1e3, floor.p99_us / 1e3)
 
 
-def _at_one(sheet: Sheet, settings: Settings, binary: wrk.Post, native_us: float) -> None:
+def _at_one(sheet: Sheet, settings: Settings, binary: Post, native_us: float) -> None:
     shot = wrk.shoot(settings, "HTTP binary", binary, 1)
     sheet.cost("p50, HTTP binary at 1", "ms", shot.p50_us / 1e3, native_us / 1e3)
     sheet.cost("added by HTTP at 1", "ms", (shot.p50_us - native_us) / 1e3)
 
 
-def _binary(address: str, row: Any) -> wrk.Post:
+def _binary(address: str, row: Any) -> Post:
     tensor = {"name": "x", "shape": list(row.shape), "datatype": "FP32", "parameters": {"binary_data_size": row.nbytes}}
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
-    return wrk.Post(address, f"/v2/models/{_MODEL}/infer", header + row.tobytes(), headers)
+    return Post(address, f"/v2/models/{_MODEL}/infer", header + row.tobytes(), headers)
 
 
-def _json(address: str, row: Any) -> wrk.Post:
+def _json(address: str, row: Any) -> Post:
     body = json.dumps({"instances": row.tolist()}).encode()
-    return wrk.Post(address, f"/v1/models/{_MODEL}:predict", body, {"Content-Type": "application/json"})
+    return Post(address, f"/v1/models/{_MODEL}:predict", body, {"Content-Type": "application/json"})
 
 
 def _call(row: Any) -> bytes:

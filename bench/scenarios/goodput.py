@@ -20,7 +20,7 @@ from bench.children import Child
 from bench.games import AIMD, DEADLINES, MODELS, OURS, PATTERNS, WORKERS, best, judge
 from bench.open import Stream
 from bench.rules import ONE_BY_ONE
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 
 LOADS, QUICK_LOADS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0), (1.0, 2.0)
 SHOWN = 2.0
@@ -46,7 +46,7 @@ class Judged:
     borne: Mapping[str, float]
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Ratios are to the best rule of the grid; those of a pattern are of the means over its deadlines."""
     sheet = Sheet(TARGETS)
     loads = QUICK_LOADS if settings.quick else LOADS
@@ -77,7 +77,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             for name in LIVE:
                 settings.progress.say(f"live, deadlines {name}")
                 _live(settings, sheet, stream, number, name, alone)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def ratios(loads: Sequence[float], shares: Sequence[Mapping[str, float]]) -> Iterable[tuple[float, str]]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from bench import loads, pool
 from bench.children import Child
 from bench.echo import Echo, seqpacket
 from bench.inprocess import Roofline
 from bench.processes import thread_seconds
-from bench.scenario import Figure, Scenario, Settings, Sheet
+from bench.scenario import Outcome, Scenario, Settings, Sheet
 
 _MODEL = "half_plus_two"
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker, one client, one request at a time."""
     sheet = Sheet({})
     with (
@@ -46,7 +46,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             for role in roles:
                 threads = {name: us for name, us in ours.cpu_us.items() if name.startswith(f"{role}: ")}
                 sheet.cost(f"CPU of the {role}", "us", sum(threads.values()), detail={"threads": threads})
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _threads(pids: Mapping[str, int]) -> Callable[[], Mapping[str, float]]:

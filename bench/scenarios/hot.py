@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
 import tfpool
 from bench import pool
 from bench.processes import cpu_seconds
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, Span, Steady, ms
 from tfpool.errors import Unavailable
 
@@ -29,7 +29,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Three pools of two workers, one client process each; only one is asked at a time. Ours is a new one each time."""
     sheet = Sheet(TARGETS)
     samples = settings.models.samples[_MODEL]
@@ -52,7 +52,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             sheet.rate("answers, beside two replicas from the beginning", "req/s", rate, rates[_BOTH])
             sheet.rate("two replicas from the beginning, beside one worker", "req/s", rates[_BOTH], rates[_ALONE])
             sheet.cost("p99 when both are used", "ms", ms(notes.within(span), 0.99))
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _pool(settings: Settings, replicas: int | list[int]) -> tfpool.Pool:

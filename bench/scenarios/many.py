@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ import numpy as np
 
 import tfpool
 from bench import pool, variants
-from bench.fleet import WrongAnswer
+from bench.errors import WrongAnswer
 from bench.processes import footprint
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, ms
 from bench.variants import Variant, answers_of
 from bench.variety import Asker, twins
@@ -40,7 +40,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Two workers, one client. Every request to a model is compared with TensorFlow in process, and no two models give
     the same answers."""
     sheet = Sheet(TARGETS)
@@ -57,7 +57,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
         if number == 0:
             told = {"compiled": len(built.each), "seconds": built.seconds, "processes": len(os.sched_getaffinity(0))}
             sheet.cost("compiling one model, alone", "s", alone.seconds, detail=told)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from bench import loads, pool
 from bench.inprocess import Roofline
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 
 IN_FLIGHT = (64, 256)
 _MODEL = "mlp"
@@ -14,7 +12,7 @@ _MODEL = "mlp"
 TARGETS = {"64 in flight": Target(0.7), "256 in flight": Target(0.9, aim=0.97)}
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker, one client process, one row a request."""
     sheet = Sheet(TARGETS)
     with (
@@ -31,7 +29,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
                 sheet.rate(where, "rows/s", ours.rate, reference, {"ours": ours.detail(), **best})
                 sheet.cost(f"p50, {where}", "ms", ours.p50_us / 1e3)
                 sheet.cost(f"p99, {where}", "ms", ours.p99_us / 1e3)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 SCENARIO = Scenario(

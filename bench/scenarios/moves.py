@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -20,7 +20,7 @@ from typing import Any
 
 from bench import pool
 from bench.processes import footprint, session
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.scenarios.faults import silences, until
 from bench.steady import Notes, Steady
 from tfpool.errors import TfpoolError
@@ -47,7 +47,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """A pool of its own for each part, one client process."""
     sheet = Sheet(TARGETS)
     times = QUICK_TIMES if settings.quick else TIMES
@@ -61,7 +61,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
                     trial.move()
             longest = longest or _LONGEST_SHARE * max(trial.took)
             _add(sheet, trial)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 @dataclass

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from bench import pool
 from bench.arrivals import poisson
 from bench.open import Stream
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 
 FACTOR = 5.0
 SHARE = 0.2  # of the worker's time, that the victim asks for
@@ -22,7 +20,7 @@ _FIGURE = "the victim's answers within p99 alone and a batch of the neighbour"
 TARGETS = {_FIGURE: Target(99.0, on="ours"), "the victim's failures": Target(0.0, on="ours")}
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker, a client process each; Poisson. A batch of the neighbour is the median of what they took."""
     sheet = Sheet(TARGETS)
     samples, window = settings.models.samples[_MODEL], settings.window
@@ -51,7 +49,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             sheet.cost("a batch of the neighbour", "ms", batch)
             sheet.cost("the victim's failures", "", sum(beside.errors.values()))
             sheet.rate("the neighbour's answers in time", "req/s", noise.on_time(DEADLINE_SECONDS) / window)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 SCENARIO = Scenario(

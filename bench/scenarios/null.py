@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from bench import loads, pool
 from bench.echo import Echo
 from bench.fleet import Load
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 
 IN_FLIGHT = (1, 64, 256)
 _MODEL = "half_plus_two"
@@ -20,7 +18,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker, one client process."""
     sheet = Sheet(TARGETS)
     with (
@@ -33,7 +31,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             for in_flight in IN_FLIGHT:
                 reference = raw.measure(settings, in_flight)
                 _add(sheet, in_flight, fleet.measure(settings, in_flight), reference)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _add(sheet: Sheet, in_flight: int, ours: Load, reference: Load) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 
 import numpy as np
@@ -11,7 +10,7 @@ import tfpool
 from bench import pool
 from bench.arrivals import poisson
 from bench.open import Stream
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 
 FACTORS = (0.5, 1.0, 2.0, 3.0)
 DEADLINE_SECONDS = 0.2
@@ -31,7 +30,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Two models, on two workers (apart) and on one (together), a client process each; Poisson."""
     sheet = Sheet(TARGETS)
     paths = dict.fromkeys(("busy", "quiet"), settings.models.paths[_MODEL])
@@ -47,7 +46,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
         for number in settings.repeats():
             for name, served, busy, quiet, capacity in cases:
                 _measure(settings, sheet, number, name, served, busy, quiet, capacity)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _measure(

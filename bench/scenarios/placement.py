@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
-from tfpool.placement.tally import Outcome
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from tfpool.placement.tally import Outcome as Played
 from tfpool.testing.placement_game import OURS, POLICIES, STATIC, play
 from tfpool.testing.traces import TRACES, rotating
 
@@ -22,7 +22,7 @@ TARGETS = {
 }
 
 # name, unit, whether more is better, how to tell it
-_FIGURES: tuple[tuple[str, str, bool, Callable[[Outcome], float]], ...] = (
+_FIGURES: tuple[tuple[str, str, bool, Callable[[Played], float]], ...] = (
     ("served", "%", True, lambda outcome: 100 * outcome.served_share),
     ("cold", "%", False, lambda outcome: 100 * outcome.cold_share),
     ("met an overloaded worker", "%", False, lambda outcome: 100 * outcome.crowded_share),
@@ -31,7 +31,7 @@ _FIGURES: tuple[tuple[str, str, bool, Callable[[Outcome], float]], ...] = (
 )
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Each repeat draws its traces anew. Ours is beside the best of the others for each figure by itself, but the
     oracle, which is told in the detail."""
     sheet = Sheet(TARGETS)
@@ -53,7 +53,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
         halvings = 2 if settings.quick else _HALVINGS
         borne = {policy: bears(policy, number, halvings) for policy in (OURS, STATIC)}
         sheet.rate(_BORNE, "x", borne[OURS], borne[STATIC])
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def bears(policy: str, seed: int, halvings: int) -> float:

@@ -22,11 +22,12 @@ import tfpool
 from bench import pool
 from bench.arrivals import poisson
 from bench.children import Channel, Child
-from bench.fleet import WrongAnswer, sleep_until
+from bench.errors import WrongAnswer
+from bench.fleet import sleep_until
 from bench.loads import wrong
 from bench.open import START_SECONDS, Sending, Stream, Traffic, as_requests
 from bench.processes import footprint
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import ms
 from tfpool.wire.tensors import Array
 
@@ -56,7 +57,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Two pools of two workers with the same models, one client process each; only one is asked at a time. Both get the
     same requests at the same moments."""
     sheet = Sheet(TARGETS)
@@ -99,7 +100,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             sheet.rate("answers, closed loop, beside the static pool", "", answers[OURS], answers[STATIC])
             sheet.rate("the most that there is to gain", "x", most_gain(ranks.shares, _held(pools[STATIC], names)))
             sheet.rate("load 1 is", "req/s", capacity)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _copies(settings: Settings, number: int) -> list[dict[str, Any]]:

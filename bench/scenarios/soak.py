@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from bench import loads, pool
 from bench.fleet import Window, sleep_until
 from bench.processes import Footprint, footprint
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 
 REQUESTS = 1_000_000
 IN_FLIGHT = 64
@@ -23,7 +23,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker, one client process; once, whatever the repeats. ``--seconds`` takes the place of the million."""
     sheet = Sheet(TARGETS)
     with pool.start(settings, _MODEL) as served, loads.on(settings, served, _MODEL) as fleet:
@@ -46,7 +46,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             sheet.cost(f"{name}, memory growth", "MB", grown, detail=told)
             more = last[name].fds - first[name].fds
             sheet.cost(f"{name}, descriptors more", "", more)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _footprints(pids: Mapping[str, int]) -> dict[str, Footprint]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 
 import tfpool
 from bench import pool
-from bench.fleet import WrongAnswer
+from bench.errors import WrongAnswer
 from bench.processes import footprint
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from tfpool.errors import Unavailable
 
 WORKERS = 2
@@ -30,7 +29,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Each of two workers has a small model of its own and is killed once: a second death would be held back."""
     sheet = Sheet(TARGETS)
     paths = {f"model_{number}": settings.models.paths[_MODEL] for number in range(WORKERS)}
@@ -48,7 +47,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
                 told = worker["memory"]["unique"] / 1e6
                 unique = footprint(worker["pid"]).unique / 1e6
                 sheet.cost(f"unique memory, {name}", "MB", unique, detail={"told_by_the_pool": told})
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _rotated(rows: list[dict[str, Any]], by: int) -> list[dict[str, Any]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import tfpool
 from bench import pool
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, Span, Steady, ms
 from tfpool.errors import Unavailable
 from tfpool.wire.tensors import Array
@@ -33,7 +33,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker, one client process, one model at a time under load."""
     sheet = Sheet(TARGETS)
     homes = {model: Path(settings.directory, "swap", model) for model in _MODELS}
@@ -54,7 +54,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
                 time.sleep(settings.window + _AROUND_SECONDS)
                 ended = time.monotonic()
                 _add(sheet, model, load.stop(), (begun, ended), swaps)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _move_in(settings: Settings, model: str, home: Path, version: int) -> None:

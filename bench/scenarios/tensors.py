@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from bench import loads, pool
 from bench.children import Channel, Child
 from bench.echo import Echo
 from bench.fleet import Fleet
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 
 IN_FLIGHT = 8
 SIZES = tuple(4**power << 10 for power in range(8))
@@ -23,7 +22,7 @@ _GIB = 1 << 30
 TARGETS = {"1 MiB, beside a memcpy": Target(0.5)}
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """One worker, one client that submits and takes the answers in order. A tensor counts once, not both ways."""
     sheet = Sheet(TARGETS)
     with (
@@ -43,7 +42,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
                 sheet.rate(f"{name}, beside a memcpy", "GiB/s", speed, copied / _GIB, {"ours": ours.detail()})
                 zmq = echoed.rate * nbytes / _GIB
                 sheet.rate(f"{name}, beside zmq", "GiB/s", speed, zmq, {"reference": echoed.detail()})
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def copies(channel: Channel) -> None:

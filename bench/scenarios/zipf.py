@@ -19,7 +19,7 @@ import numpy as np
 import tfpool
 from bench import pool
 from bench.processes import footprint
-from bench.scenario import Figure, Scenario, Settings, Sheet, Target
+from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, Steady, ms
 from tfpool.wire.tensors import Array
 
@@ -40,7 +40,7 @@ TARGETS = {
 }
 
 
-def measure(settings: Settings) -> Iterable[Figure]:
+def measure(settings: Settings) -> Outcome:
     """Two workers, one client process. Each repeat has a pool, and a sequence of requests, of its own."""
     sheet = Sheet(TARGETS)
     models = _copies(settings, QUICK_MODELS if settings.quick else MODELS)
@@ -64,7 +64,7 @@ def measure(settings: Settings) -> Iterable[Figure]:
             notes = load.collect()
             watch.look()
             _add(sheet, served, watch, notes, picks, took)
-    return sheet.figures()
+    return sheet.outcome()
 
 
 def _copies(settings: Settings, number: int) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ from click.testing import CliRunner
 
 from bench import echo, machine, report
 from bench.__main__ import main
-from bench.children import Child, ChildFailed
-from bench.fleet import Tally, merged, quantile
+from bench.children import Child
+from bench.errors import ChildFailed
+from bench.fleet import Tally, merged
+from bench.points import quantile
 from bench.inprocess import aligned
 from bench.loads import wrong
 from bench.report import Result

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench import variants
-from bench.children import ChildFailed
+from bench.errors import ChildFailed
 from bench.scenario import Models, Settings
 from bench.scenarios import coldstart, many
 from bench.scenarios.coldstart import Asked, budget

@@ -1,0 +1,136 @@
+"""Run scenarios, one after the other; a missed target is a result, not a failure."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bench.errors import BenchError, OutOfTime
+from bench.inprocess import make_models
+from bench.report import document, tables
+from bench.report.document import Result
+from bench.scenario import WINDOW_SECONDS, Form, Models, Scenario, Settings
+from bench.scenarios import SCENARIOS
+from tfpool.errors import TfpoolError
+
+ALL, PUBLISHED = "all", "published"
+LIMIT_SECONDS: Mapping[Form, float] = {Form.QUICK: 180.0, Form.NORMAL: 1800.0, Form.FULL: 7200.0}
+_TABLE_WIDTH = 130
+_NAMES = click.Choice([*SCENARIOS, PUBLISHED, ALL])
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+class Bar:
+    """The progress bar of one scenario; silent where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.fields[scenario]}"), BarColumn(24), MofNCompleteColumn())
+        self._progress = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", scenario="")
+
+    @contextmanager
+    def of(self, name: str, repeats: int) -> Iterator[None]:
+        """Show it while ``name`` runs."""
+        self._progress.reset(self._task, total=repeats, scenario=name, description="")
+        with self._progress:
+            yield
+
+    def say(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
+    def step(self) -> None:
+        self._progress.advance(self._task)
+
+
+@click.command("run")
+@click.argument("names", metavar="SCENARIO...", nargs=-1, required=True, type=_NAMES)
+@click.option("--quick", "form", flag_value=Form.QUICK.value, help="Only see that it works: under a minute each.")
+@click.option("--full", "form", flag_value=Form.FULL.value, help="To be published: every size, more repeats.")
+@click.option("--seconds", type=click.FloatRange(0.05, 3600), help=f"A measurement's length ({WINDOW_SECONDS:g}).")
+@click.option("--repeat", type=click.IntRange(1, 100), help="How often to measure (most: 3; quick: 1; full: 5).")
+@click.option("--json", "file", type=_FILE, help="Write this file.")
+def command(
+    names: Sequence[str], form: str | None, seconds: float | None, repeat: int | None, file: Path | None
+) -> None:
+    """Run scenarios, in the order given; "published" runs those of the eight experiments, "all" every one."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every block is left in order
+    messages = Console(stderr=True, highlight=False)
+    bar, chosen, preamble = Bar(messages), _chosen(names), document.preamble()
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="tfpool-bench-") as directory:
+        needed = sorted({model for scenario in chosen for model in scenario.models})
+        if needed:
+            messages.print(f"making {', '.join(needed)} with TensorFlow ...")
+        models = make_models(directory, needed) if needed else Models({}, {})
+        for scenario in chosen:
+            thorough = Form(form or Form.NORMAL.value)
+            settings = Settings(models, directory, bar, seconds, repeat or scenario.repeats[thorough], thorough)
+            with bar.of(scenario.name, settings.repeat):
+                results.append(_measured(scenario, settings))
+            _print(results[-1])
+            if file is not None:
+                file.write_text(json.dumps(document.document(preamble, thorough, results), indent=2) + "\n")
+    sys.exit(1 if any(result.error for result in results) else 0)
+
+
+def _chosen(names: Sequence[str]) -> list[Scenario]:
+    groups = {ALL: list(SCENARIOS), PUBLISHED: [name for name, known in SCENARIOS.items() if known.experiment]}
+    return [SCENARIOS[name] for name in dict.fromkeys(one for name in names for one in groups.get(name, [name]))]
+
+
+def _measured(scenario: Scenario, settings: Settings) -> Result:
+    begun = time.monotonic()
+    try:
+        with _limit(LIMIT_SECONDS[settings.form]):
+            outcome = scenario.measure(settings)
+    except (TfpoolError, BenchError, OSError) as error:
+        return Result(scenario, time.monotonic() - begun, error=f"{type(error).__name__}: {error}")
+    return Result(scenario, time.monotonic() - begun, outcome)
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Raises OutOfTime in the block that takes longer."""
+
+    def stop(*_: object) -> None:
+        raise OutOfTime(f"not done after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _print(result: Result) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _TABLE_WIDTH
+    console.print(f"\n[bold]{result.scenario.name}[/]: {result.scenario.description} ({result.seconds:.0f} s)")
+    if result.error:
+        console.print(f"failed: {result.error}", style="red", markup=False)
+        return
+    console.print(tables.figures(result))
+    if result.outcome.points:
+        console.print(tables.points(result.outcome.points))
+    for system, why in result.outcome.absent.items():
+        console.print(f"{system} was not measured: {why}", style="yellow", markup=False)

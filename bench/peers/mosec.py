@@ -1,0 +1,66 @@
+"""mosec: a Rust server that hands raw bytes to Python processes over a socket."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+
+from bench.peers.model import Model
+from bench.peers.peer import Array, Batching, Command, Environment, Peer, Task, own_program, read
+from bench.post import Post
+
+
+class Mosec(Peer):
+    name = "mosec"
+    title = "mosec"
+    speaks = "raw float32 over HTTP"
+    requirements = ("mosec==0.9.8",)
+    batchings = tuple(Batching(rows, wait) for rows in (16, 32, 64) for wait in (0, 1, 5))
+    tuned = {  # noqa: RUF012
+        "half_plus_two": Batching(32, 1),
+        "mlp": Batching(32, 1),
+        "mobilenet_v2": Batching(8, 1),
+    }
+
+    def command(self, task: Task, environment: Environment) -> Command:
+        made = own_program("bench.peers.mosec", task, environment)
+        options = ["--address", "127.0.0.1", "--port", str(task.port), "--timeout", "30000"]
+        return Command([*made.words, *options], made.environ)
+
+    def post(self, task: Task, row: Array) -> Post:
+        return Post(task.address, "/inference", row.tobytes(), {"Content-Type": "application/octet-stream"})
+
+    def answer(self, task: Task, content: bytes) -> Array:
+        return np.frombuffer(content, np.float32).reshape(1, *task.answer_shape)
+
+
+def serve() -> None:
+    """The peer's program: the task is its first argument, the rest are mosec's."""
+    from mosec import Server, Worker
+
+    task = read(json.loads(sys.argv.pop(1)))
+
+    class Inference(Worker):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Model(task)
+
+        def deserialize(self, data: bytes) -> Array:
+            return np.frombuffer(data, np.float32).reshape(task.row_shape)
+
+        def serialize(self, data: Array) -> bytes:
+            return data.tobytes()
+
+        def forward(self, data: list[Array]) -> list[Array]:
+            return list(self.model(data))
+
+    server = Server()
+    rows, wait = task.batching.max_rows, int(task.batching.wait_ms)
+    server.append_worker(Inference, num=task.processes, max_batch_size=rows, max_wait_time=wait)
+    server.run()
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,124 @@
+"""What a peer is: another server of TensorFlow models, run as its users would, and put to the same load.
+
+A peer's file is read twice: by the bench, and by the program that the peer runs in an environment of its own, where
+neither tfpool nor what it needs is installed. So these files import only the standard library and numpy at the top.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bench.post import Post
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What a peer is told of batches: rows at most, and how long (ms) the first of them waits for others."""
+
+    max_rows: int
+    wait_ms: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a peer shall serve, and how.
+
+    ``saved_model`` is the directory of the version. The model has one input and one output, float32 of
+    ``[?, *row_shape]`` and ``[?, *answer_shape]``, known in ``serving_default`` by ``input`` and ``output``.
+    ``processes`` run TensorFlow, on one thread each. It listens at 127.0.0.1:``port`` (and at the next two, where it
+    needs several), and may write below ``directory``.
+    """
+
+    model: str
+    saved_model: str
+    input: str
+    output: str
+    row_shape: Sequence[int]
+    answer_shape: Sequence[int]
+    batching: Batching
+    processes: int
+    port: int
+    directory: str
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def document(self) -> dict[str, Any]:
+        """For JSON; :func:`read` takes it back."""
+        return asdict(self)
+
+
+def read(document: Mapping[str, Any]) -> Task:
+    """A task from JSON."""
+    return Task(**{**document, "batching": Batching(**document["batching"])})
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment with a peer in it."""
+
+    path: Path
+
+    @property
+    def python(self) -> Path:
+        return self.path / "bin" / "python"
+
+    @property
+    def packages(self) -> Path:
+        """Its site-packages."""
+        return next(self.path.glob("lib/python3*/site-packages"))
+
+
+@dataclass(frozen=True)
+class Command:
+    """How a peer is started. ``environ`` comes on top of that of the bench."""
+
+    words: Sequence[str]
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+class Peer(ABC):
+    """One peer. ``requirements`` are pinned, for pip; the bench's TensorFlow comes to them.
+
+    ``batchings`` are what ``bench peers tune`` tries; ``tuned`` is what it found best, by model. ``speaks`` says how
+    it is asked.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    speaks: ClassVar[str]
+    requirements: ClassVar[Sequence[str]]
+    batchings: ClassVar[Sequence[Batching]]
+    tuned: ClassVar[Mapping[str, Batching]]
+
+    def prepare(self, environment: Environment) -> None:  # noqa: B027 - most need nothing
+        """What is left to do after pip has installed it. Raises PeerAbsent where it cannot be done."""
+
+    @abstractmethod
+    def command(self, task: Task, environment: Environment) -> Command:
+        """How to start it; called once a start, so that it may write files below the task's directory."""
+
+    @abstractmethod
+    def post(self, task: Task, row: Array) -> Post:
+        """The request for one row, [1, ``*row_shape``]."""
+
+    @abstractmethod
+    def answer(self, task: Task, content: bytes) -> Array:
+        """The row of an answer, [1, ``*answer_shape``]. Raises ValueError for what is none."""
+
+
+def own_program(module: str, task: Task, environment: Environment) -> Command:
+    """Runs a module of the bench, ``module``, in the peer's environment with the task as its argument."""
+    root = Path(__file__).parents[2]
+    words = [str(environment.python), "-m", module, json.dumps(task.document())]
+    return Command(words, {"PYTHONPATH": str(root)})
