@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 import numpy as np
 
 from bench.peers.model import Model
-from bench.peers.peer import Array, Batching, Command, Environment, Peer, Task, own_program, read
+from bench.peers.peer import Array, Batching, Command, Environment, Peer, Task, given, own_program
 from bench.post import Post
 
 
@@ -36,19 +33,17 @@ class Mosec(Peer):
         return np.frombuffer(content, np.float32).reshape(1, *task.answer_shape)
 
 
-def serve() -> None:
-    """The peer's program: the task is its first argument, the rest are mosec's."""
+if __name__ in ("__main__", "__mp_main__"):  # its processes import the main module again
     from mosec import Server, Worker
-
-    task = read(json.loads(sys.argv.pop(1)))
 
     class Inference(Worker):
         def __init__(self) -> None:
             super().__init__()
-            self.model = Model(task)
+            self.task = given()
+            self.model = Model(self.task)
 
         def deserialize(self, data: bytes) -> Array:
-            return np.frombuffer(data, np.float32).reshape(task.row_shape)
+            return np.frombuffer(data, np.float32).reshape(self.task.row_shape)
 
         def serialize(self, data: Array) -> bytes:
             return data.tobytes()
@@ -56,6 +51,10 @@ def serve() -> None:
         def forward(self, data: list[Array]) -> list[Array]:
             return list(self.model(data))
 
+
+def serve() -> None:
+    """The peer's program."""
+    task = given()
     server = Server()
     rows, wait = task.batching.max_rows, int(task.batching.wait_ms)
     server.append_worker(Inference, num=task.processes, max_batch_size=rows, max_wait_time=wait)

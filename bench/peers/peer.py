@@ -7,6 +7,7 @@ neither tfpool nor what it needs is installed. So these files import only the st
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bench.post import Post
+
+_TASK = "TFPOOL_BENCH_TASK"
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -53,13 +56,10 @@ class Task:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def document(self) -> dict[str, Any]:
-        """For JSON; :func:`read` takes it back."""
-        return asdict(self)
 
-
-def read(document: Mapping[str, Any]) -> Task:
-    """A task from JSON."""
+def given() -> Task:
+    """The task of this program; :func:`own_program` has put it where it is found."""
+    document = json.loads(os.environ[_TASK])
     return Task(**{**document, "batching": Batching(**document["batching"])})
 
 
@@ -118,7 +118,10 @@ class Peer(ABC):
 
 
 def own_program(module: str, task: Task, environment: Environment) -> Command:
-    """Runs a module of the bench, ``module``, in the peer's environment with the task as its argument."""
-    root = Path(__file__).parents[2]
-    words = [str(environment.python), "-m", module, json.dumps(task.document())]
-    return Command(words, {"PYTHONPATH": str(root)})
+    """Runs a module of the bench in the peer's environment; it gets the task by :func:`given`."""
+    return Command([str(environment.python), "-m", module], environ(task))
+
+
+def environ(task: Task) -> dict[str, str]:
+    """What a program of the bench needs in its environment."""
+    return {"PYTHONPATH": str(Path(__file__).parents[2]), _TASK: json.dumps(asdict(task))}
