@@ -1,13 +1,14 @@
 """Children that import TensorFlow: they make the models of a run, and measure what TensorFlow does on its own.
 
-The roofline is the cached callable that workers run too (:mod:`tfpool.worker.loader`), on one thread and on aligned
-input, with no server around it.
+The roofline is the cached callable that workers run too (:mod:`tfpool.worker.loader`), on aligned input, with no server
+around it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,8 @@ from bench.children import Channel, Child
 from bench.models import MAKERS
 from bench.points import quantile
 from bench.scenario import Models, Settings
+from tfpool.repository.describe import describe
+from tfpool.types import SignatureSpec
 from tfpool.wire.tensors import Array
 
 MAKE_SECONDS = 180.0
@@ -33,6 +36,7 @@ _ROW_SHAPES: Mapping[str, tuple[int, ...]] = {
     "ballast_100mb": (),
     "deep": (),
     "patches": (),
+    "mobilenet_v2": (224, 224, 3),
 }
 
 
@@ -59,23 +63,40 @@ def make(channel: Channel, directory: str, names: list[str]) -> None:
         samples[name] = str(Path(directory, f"{name}.npz"))
         rows = random.standard_normal((_SAMPLE_ROWS, *_ROW_SHAPES[name]), np.float32)
         with Reference(paths[name]) as reference:
-            (answers,) = reference.predict({"x": rows}).values()
+            (taken,) = serving_default(reference.path).inputs
+            (answers,) = reference.predict({taken.name: rows}).values()
         np.savez(samples[name], x=rows, y=answers)
     channel.say([paths, samples])
 
 
-class Roofline:
-    """A child that has a model loaded and calls it; ``scan`` is rows a second by batch size, ``best`` its best."""
+def serving_default(directory: str) -> SignatureSpec:
+    """The signature that is asked, of a version directory."""
+    return next(one for one in describe(directory).signatures if one.name == "serving_default")
 
-    def __init__(self, settings: Settings, model: str, sizes: Sequence[int] = BATCH_SIZES) -> None:
+
+class Roofline:
+    """Children that have a model loaded and call it, on so many threads each; ``scan`` is rows a second by batch size
+    of all of them together, ``best`` the best size."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        sizes: Sequence[int] = BATCH_SIZES,
+        processes: int = 1,
+        threads: int = 1,
+    ) -> None:
         self._label = f"TensorFlow in process, {model}"
         settings.progress.say(self._label)
-        self._child = Child(call, settings.models.paths[model], list(_ROW_SHAPES[model]))
+        self._stack = ExitStack()
         try:
-            self._child.hear()
+            path, row = settings.models.paths[model], list(_ROW_SHAPES[model])
+            self._children = [self._stack.enter_context(Child(call, path, row, threads)) for _ in range(processes)]
+            for child in self._children:
+                child.hear()
             self.scan = {size: self._rate(size, _SCAN_SECONDS) for size in sizes}
         except BaseException:
-            self._child.close()
+            self._stack.close()
             raise
         self.best = max(self.scan, key=lambda size: self.scan[size])
 
@@ -87,10 +108,12 @@ class Roofline:
     def p50_us(self, settings: Settings) -> float:
         """Microseconds of a call on one row."""
         settings.progress.say(f"{self._label}, 1 row")
-        return float(self._child.ask([1, settings.window])["p50_us"])
+        return float(self._children[0].ask([1, settings.window])["p50_us"])
 
     def _rate(self, size: int, seconds: float) -> float:
-        return float(self._child.ask([size, seconds])["rate"])
+        for child in self._children:
+            child.tell([size, seconds])
+        return sum(float(child.hear()["rate"]) for child in self._children)
 
     def __enter__(self) -> Roofline:
         return self
@@ -98,17 +121,17 @@ class Roofline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._child.close()
+        self._stack.close()
 
 
-def call(channel: Channel, path: str, row_shape: list[int]) -> None:
+def call(channel: Channel, path: str, row_shape: list[int], threads: int) -> None:
     """The roofline's child: told a batch size and seconds, answers with the rate and the time of a call."""
     from tfpool.repository.scan import scan
     from tfpool.supervisor.zygote import import_tensorflow
     from tfpool.worker import loader
 
     import_tensorflow()
-    loaded = loader.load(max(scan(path).items())[1], loader.session_config(1, None))
+    loaded = loader.load(max(scan(path).items())[1], loader.session_config(threads, None))
     run = loaded.signatures[0].call
     channel.say("loaded")
     while (order := channel.hear()) is not None:

@@ -1,8 +1,8 @@
 """Closed loops on a pool, through the client: what the processes of a fleet run.
 
-One request under way is a thread that calls ``predict``; several are futures whose callbacks submit the next. One
-request in 32 has its latency taken and sends other rows than the rest; the first hundreds of these answers are kept
-and compared, when the window is over, with what TensorFlow gives in a process of its own.
+One request under way is a thread that calls ``predict``; several are futures whose callbacks submit the next. The first
+hundreds of requests, and then one in 32, have their latency taken and send other rows than the rest; hundreds of these
+answers are kept and compared, when the window is over, with what TensorFlow gives in a process of its own.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class _Closed:
                 future.result()
                 count += 1
                 if running:
-                    if count % _SAMPLED:
+                    if count > _KEPT_ANSWERS and count % _SAMPLED:
                         submit(model, row).add_done_callback(done)
                     else:
                         sample()

@@ -118,6 +118,8 @@ class Progress(Protocol):
 
     def step(self) -> None: ...
 
+    def more(self, steps: int) -> None: ...
+
 
 @dataclass(frozen=True)
 class Models:
@@ -196,7 +198,7 @@ class Sheet:
     """Collects values by figure while the repeats go on."""
 
     def __init__(self, targets: Mapping[str, Target]) -> None:
-        self._targets = targets
+        self._targets = dict(targets)
         self._rows: dict[str, _Row] = {}
         self._points: list[Point] = []
         self._absent: dict[str, str] = {}
@@ -212,6 +214,10 @@ class Sheet:
     ) -> None:
         """One repeat's value of the figure ``name``, of which less is better."""
         self._add(name, unit, ours, reference, detail, False)
+
+    def expect(self, targets: Mapping[str, Target]) -> None:
+        """More targets, of figures that can be had in this run."""
+        self._targets |= targets
 
     def point(self, point: Point) -> None:
         """What a system did under a load, of one repeat."""

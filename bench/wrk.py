@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench.errors import ChildFailed, WrongAnswer
+from bench.fleet import Load, Meter
+from bench.points import CLIENT, QUANTILES
 from bench.post import Post
 from bench.scenario import Settings
 
@@ -21,72 +24,109 @@ local file = io.open("{body}", "rb")
 wrk.body = file:read("*a")
 file:close()
 {headers}
+local asked = {{ {percents} }}
 done = function(summary, latency, requests)
-  local errors = summary.errors
-  io.write(string.format('\\n{{"requests": %d, "seconds": %f, "p50_us": %f, "p99_us": %f, "bad": %d}}\\n',
-    summary.requests, summary.duration / 1e6, latency:percentile(50), latency:percentile(99),
+  local errors, found = summary.errors, {{}}
+  for index, percent in ipairs(asked) do
+    found[index] = latency:percentile(percent)
+  end
+  io.write(string.format('\\n{{"requests": %d, "seconds": %f, "quantiles_us": [%s], "bad": %d}}\\n',
+    summary.requests, summary.duration / 1e6, table.concat(found, ", "),
     errors.status + errors.connect + errors.read + errors.write + errors.timeout))
 end
 """
 
 
-@dataclass(frozen=True)
-class Shot:
-    """What wrk saw."""
-
-    rate: float
-    p50_us: float
-    p99_us: float
-    requests: int
+def unmetered() -> Mapping[str, float]:
+    """The meter of who is not asked for CPU time."""
+    return {}
 
 
-def shoot(settings: Settings, label: str, post: Post, connections: int) -> Shot:
-    """Send a request over and over for a window. Raises ChildFailed, and WrongAnswer where one got no good answer."""
-    wrk = _found("wrk", "wrk")
+def shoot(settings: Settings, label: str, post: Post, connections: int, meter: Meter = unmetered) -> Load:
+    """Send a request over and over for a window, after as long a warm-up as :class:`Settings` has it.
+
+    Raises ChildFailed, and WrongAnswer where one got no good answer.
+    """
     settings.progress.say(f"{label}, {connections} connections")
+    command = _command(settings, post, connections)
+    if not settings.quick:
+        _run([*command, f"-d{_whole(settings.warm_up)}s"], settings.warm_up)
+    return _metered(label, [*command, f"-d{_whole(settings.window)}s"], settings.window, meter)
+
+
+def _command(settings: Settings, post: Post, connections: int) -> list[str]:
     body, script = Path(settings.directory, "wrk.body"), Path(settings.directory, "wrk.lua")
     body.write_bytes(post.body)
     headers = "".join(
         f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}\n" for name, value in post.headers.items()
     )
-    script.write_text(_SCRIPT.format(body=body, headers=headers))
-    seconds = max(1, round(settings.window))
-    command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"http://{post.address}{post.path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _SLACK_SECONDS, check=False)
+    percents = ", ".join(f"{100 * q:g}" for q in QUANTILES)
+    script.write_text(_SCRIPT.format(body=body, headers=headers, percents=percents))
+    url = f"http://{post.address}{post.path}"
+    return [_found("wrk", "wrk"), url, "-t1", f"-c{connections}", "--timeout", "30s", "-s", str(script)]
+
+
+def _metered(label: str, command: list[str], seconds: float, meter: Meter) -> Load:
+    before, spent = meter(), _children_seconds()
+    told = json.loads(_run(command, seconds).strip().splitlines()[-1])
+    after, spent = meter(), _children_seconds() - spent
+    requests, quantiles = told["requests"], told["quantiles_us"]
+    if told["bad"] or not requests:
+        raise WrongAnswer(f"{label}: {told['bad']} of {requests} requests were not answered well")
+    cpu = {CLIENT: spent, **{role: after[role] - before[role] for role in after}}
+    return Load(
+        rate=requests / told["seconds"],
+        requests=requests,
+        p50_us=quantiles[QUANTILES.index(0.5)],
+        p99_us=quantiles[QUANTILES.index(0.99)],
+        max_us=quantiles[-1],
+        checked=0,
+        wrong=0,
+        cpu_us={role: used / requests * 1e6 for role, used in cpu.items()},
+        quantiles_us=quantiles,
+    )
+
+
+def _run(command: list[str], seconds: float) -> str:
+    limit = seconds + _SLACK_SECONDS
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        raise ChildFailed(f"{command[0]} was not done after {limit:g} s") from None
     if done.returncode:
-        raise ChildFailed(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    if told["bad"] or not told["requests"]:
-        raise WrongAnswer(f"{label}: {told['bad']} of {told['requests']} requests were not answered well")
-    return Shot(told["requests"] / told["seconds"], told["p50_us"], told["p99_us"], told["requests"])
+        raise ChildFailed(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
 
 
-def call(settings: Settings, label: str, address: str, method: str, request: bytes, in_flight: int) -> Shot:
+def _children_seconds() -> float:
+    """CPU seconds of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _whole(seconds: float) -> int:
+    return max(1, round(seconds))
+
+
+def call(settings: Settings, label: str, address: str, method: str, request: bytes, in_flight: int) -> Load:
     """Call a unary method over and over for a window, on one connection; latencies are not told.
 
     Raises ChildFailed, and WrongAnswer where one got no good answer.
     """
-    h2load = _found("h2load", "nghttp2-client")
     settings.progress.say(f"{label}, {in_flight} in flight")
     body = Path(settings.directory, "h2load.body")
     body.write_bytes(b"\0" + len(request).to_bytes(4, "big") + request)
-    seconds = max(1, round(settings.window))
-    command = [h2load, "-t1", "-c1", f"-m{in_flight}", f"-D{seconds}", f"--warm-up-time={round(settings.warm_up)}"]
-    command += ["-d", str(body), "-H", "content-type: application/grpc", "-H", "te: trailers"]
-    done = subprocess.run(
-        [*command, f"http://{address}{method}"],
-        capture_output=True,
-        text=True,
-        timeout=seconds + _SLACK_SECONDS,
-        check=False,
-    )
-    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", done.stdout)
-    if done.returncode or counts is None:
-        raise ChildFailed(f"h2load failed: {done.stderr.strip() or done.stdout.strip()}")
+    seconds = _whole(settings.window)
+    command = [_found("h2load", "nghttp2-client"), f"http://{address}{method}", "-t1", "-c1", f"-m{in_flight}"]
+    command += [f"-D{seconds}", f"--warm-up-time={round(settings.warm_up)}", "-d", str(body)]
+    told = _run([*command, "-H", "content-type: application/grpc", "-H", "te: trailers"], seconds + settings.warm_up)
+    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", told)
+    if counts is None:
+        raise ChildFailed(f"h2load told no counts: {told.strip()}")
     good, *bad = map(int, counts.groups())
     if not good or any(bad):
         raise WrongAnswer(f"{label}: {sum(bad)} of {good + sum(bad)} requests were not answered well")
-    return Shot(good / seconds, 0.0, 0.0, good)
+    return Load(good / seconds, good, 0.0, 0.0, 0.0, 0, 0)
 
 
 def _found(name: str, package: str) -> str:

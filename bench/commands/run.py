@@ -58,6 +58,11 @@ class Bar:
     def step(self) -> None:
         self._progress.advance(self._task)
 
+    def more(self, steps: int) -> None:
+        """So many steps come on top."""
+        (task,) = self._progress.tasks
+        self._progress.update(self._task, total=(task.total or 0) + steps)
+
 
 @click.command("run")
 @click.argument("names", metavar="SCENARIO...", nargs=-1, required=True, type=_NAMES)

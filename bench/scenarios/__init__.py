@@ -17,7 +17,7 @@ from bench.scenarios import (
     hops,
     hot,
     many,
-    mlp,
+    models,
     moves,
     neighbour,
     null,
@@ -35,7 +35,7 @@ SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
     for module in (
         null,
-        mlp,
+        models,
         tensors,
         clients,
         start,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from bench import loads, pool
+from bench import contest, systems
 from bench.echo import Echo
 from bench.fleet import Load
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.points import Point
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
 
-IN_FLIGHT = (1, 64, 256)
+LEVELS, FULL_LEVELS = (1, 64, 256), (1, 16, 64, 256)
+ECHO = "raw zmq echo"
 _MODEL = "half_plus_two"
 
 TARGETS = {
@@ -16,39 +18,48 @@ TARGETS = {
     "256 in flight": Target(3.0, aim=5.0),
     "broker CPU, 256 in flight": Target(6.0, on="ours"),
 }
+BESIDE_PEERS = {
+    f"64 in flight, beside {contest.BEST}": Target(5.0),
+    f"256 in flight, beside {contest.BEST}": Target(12.0),
+    f"p50, 1 in flight, beside {contest.BEST}": Target(0.75),
+}
 
 
 def measure(settings: Settings) -> Outcome:
-    """One worker, one client process."""
+    """One worker; one client process, or wrk where it is HTTP."""
     sheet = Sheet(TARGETS)
-    with (
-        pool.start(settings, _MODEL) as served,
-        Echo(settings) as echo,
-        echo.clients() as raw,
-        loads.on(settings, served, _MODEL) as fleet,
-    ):
+    levels = FULL_LEVELS if settings.full else LEVELS
+    with systems.ours(settings, _MODEL) as (_, ours), Echo(settings) as echo, echo.clients() as raw:
         for _ in settings.repeats():
-            for in_flight in IN_FLIGHT:
-                reference = raw.measure(settings, in_flight)
-                _add(sheet, in_flight, fleet.measure(settings, in_flight), reference)
+            for level in levels:
+                reference = raw.measure(settings, level)
+                sheet.point(reference.point(ECHO, _MODEL, level))
+                _add(sheet, level, ours[0].closed(settings, level), reference)
+        found = contest.contest(settings, sheet, ours, _MODEL, levels)
+        sheet.expect(BESIDE_PEERS if found else {})
+        contest.tell(sheet, found, levels)
     return sheet.outcome()
 
 
-def _add(sheet: Sheet, in_flight: int, ours: Load, reference: Load) -> None:
-    where = f"{in_flight} in flight"
-    told = {"ours": ours.detail(), "reference": reference.detail()}
-    sheet.rate(where, "req/s", ours.rate, reference.rate, told)
-    if in_flight == 1:
-        sheet.cost(f"p50, {where}", "ms", ours.p50_us / 1e3, reference.p50_us / 1e3)
-        sheet.cost(f"p99, {where}", "ms", ours.p99_us / 1e3, reference.p99_us / 1e3)
+def _add(sheet: Sheet, level: int, ours: Point, reference: Load) -> None:
+    where = f"{level} in flight"
+    sheet.rate(where, "req/s", ours.rate, reference.rate)
+    p50, p99 = ours.at_us(0.5) / 1e3, ours.at_us(0.99) / 1e3
+    if level == 1:
+        sheet.cost(f"p50, {where}", "ms", p50, reference.p50_us / 1e3)
+        sheet.cost(f"p99, {where}", "ms", p99, reference.p99_us / 1e3)
         return
-    sheet.cost(f"p99, {where}", "ms", ours.p99_us / 1e3)
-    broker, echo = ours.cpu_us["broker"], reference.cpu_us["echo"]
-    sheet.cost(f"broker CPU, {where}", "us/req", broker, echo)
-    client, raw_client = ours.cpu_us["client"], reference.cpu_us["client"]
-    sheet.cost(f"client CPU, {where}", "us/req", client, raw_client)
+    sheet.cost(f"p99, {where}", "ms", p99)
+    for who, role, other in (("broker", "broker", "echo"), ("client", "client", "client")):
+        sheet.cost(f"{who} CPU, {where}", "us/req", ours.cpu_us[role], reference.cpu_us[other])
 
 
 SCENARIO = Scenario(
-    "null", "half_plus_two, one worker, one client process, beside a raw zmq echo", measure, (_MODEL,), TARGETS
+    "null",
+    "half_plus_two, one worker, one client process, beside a raw zmq echo and peers",
+    measure,
+    (_MODEL,),
+    TARGETS,
+    experiment=1,
+    repeats={Form.QUICK: 1, Form.NORMAL: 3, Form.FULL: 3},
 )

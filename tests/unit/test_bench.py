@@ -36,6 +36,9 @@ class Quiet:
     def step(self) -> None:
         self.steps += 1
 
+    def more(self, steps: int) -> None:
+        pass
+
 
 SETTINGS = Settings(Models({}, {}), "", Quiet())
 RATE = Figure("rate", "req/s", Spread((300.0, 100.0, 240.0)), Spread((100.0, 100.0, 120.0)), Target(2.0, aim=2.5))

@@ -1,0 +1,94 @@
+"""Models that compute: how much of what TensorFlow can do is left with a server around it, ours or a peer's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from bench import contest, systems
+from bench.inprocess import Roofline
+from bench.points import Point
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
+
+ROOFLINE = "TensorFlow in process"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, on how many processes (one TensorFlow thread each), and the loads that it gets."""
+
+    model: str
+    title: str
+    processes: int
+    sizes: Sequence[int]
+    levels: Sequence[int]
+    full_levels: Sequence[int]
+
+
+CASES = (
+    Case("mlp", "MLP", 1, (1, 8, 16, 32, 64, 128), (1, 64, 256), (1, 16, 64, 256)),
+    Case("mobilenet_v2", "MobileNetV2", 2, (1, 2, 4, 8), (16,), (1, 4, 16, 64)),
+)
+
+TARGETS = {"MLP, 64 in flight": Target(0.7), "MLP, 256 in flight": Target(0.95, aim=0.97)}
+BESIDE_PEERS = {
+    f"MLP, 64 in flight, beside {contest.BEST}": Target(1.5),
+    f"MobileNetV2, 16 in flight, beside {contest.BEST}": Target(1.25),
+}
+
+
+def measure(settings: Settings) -> Outcome:
+    """One row a request; as many workers as a peer has processes, and as the roofline has."""
+    sheet = Sheet(TARGETS)
+    lacking: Mapping[str, Target] = BESIDE_PEERS
+    for case in CASES:
+        levels = case.full_levels if settings.full else case.levels
+        with systems.ours(settings, case.model, case.processes) as (_, ours):
+            with _roofline(settings, case) as roofline:
+                for _ in settings.repeats():
+                    for level in levels:
+                        _beside_roofline(settings, sheet, case, level, roofline, ours[0])
+            found = contest.contest(settings, sheet, ours, case.model, levels, case.processes)
+            contest.tell(sheet, found, levels, f"{case.title}, ")
+            lacking = lacking if found else {}
+    sheet.expect(lacking)
+    return sheet.outcome()
+
+
+@contextmanager
+def _roofline(settings: Settings, case: Case) -> Iterator[Roofline]:
+    """The better of as many processes as there are workers, and one with as many threads."""
+    with ExitStack() as stack:
+        apart = stack.enter_context(Roofline(settings, case.model, case.sizes, processes=case.processes))
+        if case.processes == 1:
+            yield apart
+            return
+        together = stack.enter_context(Roofline(settings, case.model, case.sizes, threads=case.processes))
+        yield max(apart, together, key=lambda one: one.scan[one.best])
+
+
+def _beside_roofline(
+    settings: Settings, sheet: Sheet, case: Case, level: int, roofline: Roofline, ours: systems.System
+) -> None:
+    where = f"{case.title}, {level} in flight"
+    if level == 1:
+        best, point = roofline.p50_us(settings), ours.closed(settings, level)
+        sheet.cost(f"p50, {where}", "ms", point.at_us(0.5) / 1e3, best / 1e3)
+        return
+    rate, point = roofline.rate(settings), ours.closed(settings, level)
+    sheet.point(Point(ROOFLINE, case.model, "closed", level, rate))
+    sheet.rate(where, "rows/s", point.rate, rate, {"best_batch": roofline.best, "scan": roofline.scan})
+    sheet.cost(f"p50, {where}", "ms", point.at_us(0.5) / 1e3)
+    sheet.cost(f"p99, {where}", "ms", point.at_us(0.99) / 1e3)
+
+
+SCENARIO = Scenario(
+    "models",
+    "an MLP on one worker and MobileNetV2 on two, beside TensorFlow in process and peers with as many processes",
+    measure,
+    tuple(case.model for case in CASES),
+    TARGETS,
+    experiment=3,
+    repeats={Form.QUICK: 1, Form.NORMAL: 3, Form.FULL: 3},
+)

@@ -1,0 +1,205 @@
+"""What is put to the same closed loops: our pool by its client and over HTTP, and peers over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+
+import tfpool
+from bench import loads, pool, wrk
+from bench.errors import WrongAnswer
+from bench.fleet import Fleet
+from bench.inprocess import serving_default
+from bench.peers.peer import Peer, Task
+from bench.peers.serving import ATOL, RTOL, Served
+from bench.points import Point
+from bench.post import Post
+from bench.processes import cpu_seconds, footprint
+from bench.scenario import Settings
+from tfpool.repository.scan import scan
+from tfpool.testing.fronts import await_front, free_address
+from tfpool.wire.tensors import Array
+
+OURS, OURS_HTTP = "tfpool", "tfpool, HTTP"
+_AUDIT_SECONDS = 0.05
+
+
+class System(Protocol):
+    """Who answers one model's requests of one row."""
+
+    name: str
+
+    def closed(self, settings: Settings, in_flight: int) -> Point:
+        """One window's load. Raises WrongAnswer and ChildFailed."""
+
+
+class Native:
+    """A pool by its own client, in a process of its own; the pool's ``fleet`` is on one model."""
+
+    name = OURS
+
+    def __init__(self, served: tfpool.Pool, model: str, fleet: Fleet) -> None:
+        self._served = served
+        self._model = model
+        self._fleet = fleet
+
+    def closed(self, settings: Settings, in_flight: int) -> Point:
+        load = self._fleet.measure(settings, in_flight)
+        return load.point(self.name, self._model, in_flight, memory(pool.processes(self._served)))
+
+
+class Web:
+    """A server that speaks HTTP, loaded from C. While it is, other rows are asked in between, and their answers
+    compared."""
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        posts: list[Post],
+        audit: Callable[[int, bytes], None],
+        pids: Callable[[], Mapping[str, list[int]]],
+    ) -> None:
+        self.name = name
+        self._model = model
+        self._posts = posts
+        self._audit = audit
+        self._pids = pids
+
+    def closed(self, settings: Settings, in_flight: int) -> Point:
+        pids = self._pids()
+        with self._audited():
+            load = wrk.shoot(
+                settings,
+                f"{self.name}, {self._model}",
+                self._posts[0],
+                in_flight,
+                lambda: {role: cpu_seconds(*some) for role, some in pids.items()},
+            )
+        held = memory({f"{role} {pid}": pid for role, some in pids.items() for pid in some})
+        return load.point(self.name, self._model, in_flight, held)
+
+    @contextmanager
+    def _audited(self) -> Iterator[None]:
+        """Ask and compare meanwhile. Raises WrongAnswer at the end."""
+        over, failures = threading.Event(), list[Exception]()
+
+        def ask() -> None:
+            number = 0
+            try:
+                while number == 0 or not over.wait(_AUDIT_SECONDS):
+                    self._audit(number, self._posts[number].once())
+                    number = (number + 1) % len(self._posts)
+            except (WrongAnswer, OSError) as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=ask, name="audit")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        if failures:
+            raise WrongAnswer(f"{self.name}: {failures[0]}")
+
+
+def memory(pids: Mapping[str, int]) -> dict[str, float]:
+    """PSS in MB of each that still lives."""
+    found = {}
+    for role, pid in pids.items():
+        try:
+            found[role] = footprint(pid).pss / 1e6
+        except OSError:
+            continue
+    return found
+
+
+# -- ours ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def ours(settings: Settings, model: str, workers: int = 1) -> Iterator[tuple[tfpool.Pool, list[System]]]:
+    """A pool with a gateway, and the two ways to it."""
+    address = free_address()
+    table = [{"name": model, "base_path": settings.models.paths[model]}]
+    rows, answers = samples(settings, model)
+    with pool.configure(settings, table, workers, http=address) as served, loads.on(settings, served, model) as fleet:
+        await_front(address)
+        taken = _version(settings, model)[1]
+        posts = [infer(address, model, taken, rows[n : n + 1]) for n in range(len(rows))]
+
+        def audit(number: int, content: bytes) -> None:
+            got = np.frombuffer(content[-answers[:1].nbytes :], np.float32).reshape(answers[:1].shape)
+            if not np.allclose(got, answers[number : number + 1], RTOL, ATOL):
+                raise WrongAnswer("an answer is not TensorFlow's")
+
+        web = Web(OURS_HTTP, model, posts, audit, lambda: _roles(pool.processes(served)))
+        yield served, [Native(served, model, fleet), web]
+
+
+def _roles(pids: Mapping[str, int]) -> dict[str, list[int]]:
+    """Who serves, by what it is; the others sleep."""
+    found: dict[str, list[int]] = {}
+    for name, pid in pids.items():
+        found.setdefault(name.split()[0].split("-")[0], []).append(pid)
+    return found
+
+
+def infer(address: str, model: str, taken: str, row: Array) -> Post:
+    """The Open Inference Protocol with binary tensors both ways; the model's input is ``taken``."""
+    tensor = {
+        "name": taken,
+        "shape": list(row.shape),
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": row.nbytes},
+    }
+    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
+    return Post(address, f"/v2/models/{model}/infer", header + row.tobytes(), headers)
+
+
+# -- peers ---------------------------------------------------------------------------------------------------------
+
+
+def task(settings: Settings, peer: Peer, model: str, processes: int = 1) -> Task:
+    """What a peer is to serve, tuned for it."""
+    rows, answers = samples(settings, model)
+    path, taken, given = _version(settings, model)
+    port = int(free_address().rpartition(":")[2])
+    directory = os.path.join(settings.directory, peer.name)
+    os.makedirs(directory, exist_ok=True)
+    batching = peer.tuned[model]
+    shapes = rows.shape[1:], answers.shape[1:]
+    return Task(model, path, taken, given, *shapes, batching, processes, port, directory)
+
+
+def theirs(settings: Settings, served: Served) -> Web:
+    """A peer that runs."""
+    rows, answers = samples(settings, served.task.model)
+    posts = [served.peer.post(served.task, rows[n : n + 1]) for n in range(len(rows))]
+
+    def audit(number: int, content: bytes) -> None:
+        served.compare(content, answers[number : number + 1])
+
+    return Web(served.peer.title, served.task.model, posts, audit, lambda: {"server": list(served.pids())})
+
+
+def samples(settings: Settings, model: str) -> tuple[Array, Array]:
+    """Rows, and what TensorFlow makes of them."""
+    with np.load(settings.models.samples[model]) as file:
+        return file["x"], file["y"]
+
+
+def _version(settings: Settings, model: str) -> tuple[str, str, str]:
+    """The directory of the version, its one input and its one output."""
+    directory = max(scan(settings.models.paths[model]).items())[1]
+    signature = serving_default(directory)
+    (taken,), (given,) = signature.inputs, signature.outputs
+    return directory, taken.name, given.name
