@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import loads, pool, wrk
+from bench import loads, pool, systems, wrk
 from bench.echoes import METHOD, Echo
 from bench.errors import WrongAnswer
 from bench.loads import ATOL, RTOL
@@ -30,9 +30,9 @@ def measure(settings: Settings) -> Outcome:
     """One worker, one gateway, one row a request."""
     sheet = Sheet(TARGETS)
     address, rpc = free_address(), free_address()
-    with np.load(settings.models.samples[_MODEL]) as file:
-        rows, answers = file["x"], file["y"]
-    binary, text, call = _binary(address, rows[:1]), _json(address, rows[:1]), _call(rows[:1])
+    rows, answers = systems.samples(settings, _MODEL)
+    binary = systems.infer(address, _MODEL, "x", rows[:1])
+    text, call = _json(address, rows[:1]), _call(rows[:1])
     table = [{"name": _MODEL, "base_path": settings.models.paths[_MODEL]}]
     with pool.configure(settings, table, 1, http=address, grpc=rpc) as served:
         await_front(address)
@@ -52,14 +52,18 @@ def measure(settings: Settings) -> Outcome:
                 floor = wrk.call(settings, "grpcio asyncio echo", grpc.address, METHOD, call, CONNECTIONS)
                 shot = wrk.call(settings, "gRPC Predict", rpc, _PREDICT, call, CONNECTIONS)
                 sheet.rate("gRPC Predict at 64", "req/s", shot.rate, floor.rate)
+                for name, load in (("gRPC Predict", shot), ("grpcio asyncio echo", floor)):
+                    sheet.point(load.point(name, _MODEL, CONNECTIONS))
     return sheet.outcome()
 
 
 def _over_http(sheet: Sheet, settings: Settings, binary: Post, text: Post, echo: Post) -> None:
     floor = wrk.shoot(settings, "ASGI echo", echo, CONNECTIONS)
+    sheet.point(floor.point("ASGI echo", _MODEL, CONNECTIONS))
     for name, post in (("HTTP binary", binary), ("JSON predict", text)):
         shot = wrk.shoot(settings, name, post, CONNECTIONS)
         where = f"{name} at {CONNECTIONS}"
+        sheet.point(shot.point(name, _MODEL, CONNECTIONS))
         sheet.rate(where, "req/s", shot.rate, floor.rate)
         sheet.cost(f"p50, {where}", "ms", shot.p50_us / 1e3, floor.p50_us / 1e3)
         sheet.cost(f"p99, {where}", "ms", shot.p99_us / 1e3, floor.p99_us / 1e3)
@@ -69,13 +73,6 @@ def _at_one(sheet: Sheet, settings: Settings, binary: Post, native_us: float) ->
     shot = wrk.shoot(settings, "HTTP binary", binary, 1)
     sheet.cost("p50, HTTP binary at 1", "ms", shot.p50_us / 1e3, native_us / 1e3)
     sheet.cost("added by HTTP at 1", "ms", (shot.p50_us - native_us) / 1e3)
-
-
-def _binary(address: str, row: Any) -> Post:
-    tensor = {"name": "x", "shape": list(row.shape), "datatype": "FP32", "parameters": {"binary_data_size": row.nbytes}}
-    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
-    return Post(address, f"/v2/models/{_MODEL}/infer", header + row.tobytes(), headers)
 
 
 def _json(address: str, row: Any) -> Post:
@@ -111,5 +108,10 @@ def _check(got: Any, wanted: Any, what: str) -> None:
 
 
 SCENARIO = Scenario(
-    "gateway", "the MLP over HTTP and gRPC, beside echoes of the same bytes over both", measure, (_MODEL,), TARGETS
+    "gateway",
+    "the MLP over HTTP and gRPC, beside echoes of the same bytes over both",
+    measure,
+    (_MODEL,),
+    TARGETS,
+    experiment=1,
 )
