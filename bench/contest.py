@@ -1,11 +1,14 @@
-"""Ours beside each peer in turn: a peer is started, and in every repeat all get the same closed loops, one after the
-other."""
+"""Ours beside each peer in turn: a peer is started, and in every repeat all get the same loads, one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
+
+from bench.arrivals import Schedule, poisson
 from bench.errors import PeerAbsent, WrongAnswer
 from bench.peers.registry import PEERS
 from bench.peers.serving import serving
@@ -15,13 +18,50 @@ from bench.systems import OURS, OURS_HTTP, System, samples, task, theirs
 
 BEST = "the best peer"
 FAR_BEHIND = 0.1  # of what ours answers
+POISSON = "poisson"
+_LEAST_REQUESTS = 500  # that an open loop sends, or p99 would be a handful
 
+
+@dataclass(frozen=True)
+class Closed:
+    """So many requests in flight."""
+
+    in_flight: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.in_flight} in flight"
+
+    def put(self, settings: Settings, system: System, seed: int) -> Point:
+        """One repeat."""
+        return system.closed(settings, self.in_flight)
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Requests at random moments: ``rate`` a second, which is a share of what the roofline does."""
+
+    share: float
+    rate: float
+
+    @property
+    def name(self) -> str:
+        return f"{POISSON} at {100 * self.share:g} %"
+
+    def put(self, settings: Settings, system: System, seed: int) -> Point:
+        """One repeat; the same moments for all."""
+        seconds = max(settings.window, 0.0 if settings.quick else _LEAST_REQUESTS / self.rate)
+        schedule = Schedule.of_one(poisson(self.rate, seconds, np.random.default_rng(seed)), seconds)
+        return system.open(settings, schedule, POISSON, self.share)
+
+
+Load = Closed | Poisson
 Round = Mapping[str, Point]  # what each system did, in one repeat
-Rounds = Mapping[int, Sequence[Round]]  # by requests in flight
+Rounds = Mapping[Load, Sequence[Round]]
 
 
 def contest(
-    settings: Settings, sheet: Sheet, ours: Sequence[System], model: str, levels: Sequence[int], processes: int = 1
+    settings: Settings, sheet: Sheet, ours: Sequence[System], model: str, loads: Sequence[Load], processes: int = 1
 ) -> Mapping[str, Rounds]:
     """By peer, what it and ours did. Every point goes to the sheet; a peer that cannot be measured is told there, and
     why. In the quick form the first peer that runs is the only one."""
@@ -34,53 +74,74 @@ def contest(
         settings.progress.say(f"starting {peer.title}")
         try:
             with serving(peer, task(settings, peer, model, processes), rows, answers) as served:
-                found[peer.title] = _rounds(settings, sheet, [*ours, theirs(settings, served)], levels)
+                found[peer.title] = _rounds(settings, sheet, [*ours, theirs(settings, served)], loads)
         except (PeerAbsent, WrongAnswer) as error:
             sheet.lack(peer.title, str(error))
     return found
 
 
-def _rounds(settings: Settings, sheet: Sheet, systems: Sequence[System], levels: Sequence[int]) -> Rounds:
-    """All repeats; in every other one the order is turned round. Who is far behind after the first is measured once."""
-    found: dict[int, list[Round]] = {level: [] for level in levels}
+def _rounds(settings: Settings, sheet: Sheet, systems: Sequence[System], loads: Sequence[Load]) -> Rounds:
+    """All repeats; in every other one the order is turned round. Who is far behind after the first is measured once,
+    and loads that a peer cannot bear are spared it."""
+    found: dict[Load, list[Round]] = {}
     for number in range(settings.repeat):
         settings.progress.more(1)
-        for level in levels:
-            order = systems if number % 2 else systems[::-1]
-            points = {system.name: system.closed(settings, level) for system in order}
-            for system in systems:
-                sheet.point(points[system.name])
-            found[level].append(points)
+        for load in loads:
+            if _bears(found, load, systems[-1].name):
+                order = systems if number % 2 else systems[::-1]
+                points = {system.name: load.put(settings, system, number) for system in order}
+                for system in systems:
+                    sheet.point(points[system.name])
+                found.setdefault(load, []).append(points)
         settings.progress.step()
-        if _far_behind(found[levels[-1]][0], systems):
+        if _far_behind(found, systems):
             break
     return found
 
 
-def _far_behind(first: Round, systems: Sequence[System]) -> bool:
+def _bears(found: Rounds, load: Load, name: str) -> bool:
+    """Whether the most that it has answered in a closed loop so far is more than would be asked."""
+    closed = [one for seen, repeats in found.items() if isinstance(seen, Closed) for one in repeats]
+    most = max((one[name].rate for one in closed), default=0.0)
+    return isinstance(load, Closed) or most > load.rate
+
+
+def _far_behind(found: Rounds, systems: Sequence[System]) -> bool:
+    most = max((load for load in found if isinstance(load, Closed)), key=lambda load: load.in_flight)
+    first = found[most][0]
     return first[systems[-1].name].rate < FAR_BEHIND * first[systems[0].name].rate
 
 
-def best(found: Mapping[str, Rounds], level: int) -> str:
-    """The peer that answers the most with so many in flight."""
-    return max(found, key=lambda title: median(one[title].rate for one in found[title][level]))
+def best(found: Mapping[str, Rounds], load: Load) -> str:
+    """The peer that answers the most in a closed loop, or the quickest (p99) in an open one."""
+
+    def merit(title: str) -> float:
+        points = [one[title] for one in found[title][load]]
+        closed = isinstance(load, Closed)
+        return median(point.rate if closed else -point.at_us(0.99) for point in points)
+
+    return max((title for title in found if load in found[title]), key=merit)
 
 
-def tell(sheet: Sheet, found: Mapping[str, Rounds], levels: Sequence[int], what: str = "") -> None:
-    """Figures beside each peer and beside the best at each level; ``what`` comes before the level."""
-    for level in levels if found else ():
-        leader = best(found, level)
-        for title, where in [*((title, title) for title in found), (leader, BEST)]:
-            for one in found[title][level]:
-                _compare(sheet, f"{what}{level} in flight", where, one, title)
+def tell(sheet: Sheet, found: Mapping[str, Rounds], loads: Sequence[Load], what: str = "") -> None:
+    """Figures beside each peer and beside the best under each load; ``what`` comes before the load."""
+    for load in loads:
+        titles = [title for title in found if load in found[title]]
+        if not titles:
+            continue
+        leader = best(found, load)
+        for title, where in [*((title, title) for title in titles), (leader, BEST)]:
+            for one in found[title][load]:
+                _compare(sheet, f"{what}{load.name}", where, one, title)
 
 
 def _compare(sheet: Sheet, load: str, where: str, points: Round, title: str) -> None:
     other = points[title]
     for name, prefix in ((OURS, ""), (OURS_HTTP, "HTTP, ")):
         mine, told = points[name], {"peer": title}
-        if other.level > 1:
+        if other.load == "closed" and other.level > 1:
             sheet.rate(f"{prefix}{load}, beside {where}", "req/s", mine.rate, other.rate, told)
-        else:
-            p50 = mine.at_us(0.5) / 1e3, other.at_us(0.5) / 1e3
-            sheet.cost(f"{prefix}p50, {load}, beside {where}", "ms", *p50, told)
+            continue
+        for q, name in ((0.5, "p50"), (0.99, "p99")):
+            times = mine.at_us(q) / 1e3, other.at_us(q) / 1e3
+            sheet.cost(f"{prefix}{name}, {load}, beside {where}", "ms", *times, told)

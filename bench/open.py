@@ -1,8 +1,4 @@
-"""Open loops with deadlines: requests that leave at moments given beforehand, whatever becomes of those before them.
-
-Deadlines and latencies count from when a request was due. How late it really left is noted, so that a generator that
-cannot keep up is seen.
-"""
+"""Open loops on a pool, by its client, with deadlines."""
 
 from __future__ import annotations
 
@@ -11,99 +7,41 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
 import tfpool
-from bench.children import Channel, Child
-from bench.errors import WrongAnswer
+from bench.arrivals import Schedule
+from bench.children import Channel
 from bench.fleet import sleep_until
 from bench.loads import wrong
-from bench.points import quantile
+from bench.senders import START_SECONDS, Sender, Traffic, orders, to_check
 from tfpool.errors import Code, TfpoolError
 from tfpool.wire.tensors import Array
 
-START_SECONDS = 0.05
-_CHECKED = 16  # one answer in so many is compared
 _DISTINCT = 4
 _GRACE_SECONDS = 5.0
 _LEAST_TIMEOUT = 0.001
 _STEP_SECONDS = 0.01
 _SWITCH_SECONDS = 0.0002  # or who sends would wait for who receives
-_SAFE_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What was asked in ``window`` seconds. Of each request: when it was due (from the beginning), how late it left,
-    and the seconds from when it was due to the answer, infinite without one. ``errors`` counts those by code, and
-    ``cpu`` is the CPU time that asking took."""
+class Stream(Sender):
+    """A client of a pool, which asks ``model``, or the models that the schedule picks, with so many rows a request.
+    ``samples`` is an .npz of rows x and answers y."""
 
-    window: float
-    due: Array
-    lateness: Array
-    seconds: Array
-    errors: dict[str, int]
-    cpu: float = 0.0
-
-    def on_time(self, allowed: float) -> int:
-        """Requests that were answered within so many seconds."""
-        return int(np.sum(self.seconds <= allowed))
-
-    def share(self, allowed: float) -> float:
-        """Percent that were answered within so many seconds."""
-        return 100 * self.on_time(allowed) / len(self.seconds)
-
-    def ms(self, q: float) -> float:
-        """Milliseconds that a share ``q`` of the answers does not exceed."""
-        return float(quantile(np.sort(self.seconds[np.isfinite(self.seconds)]).tolist(), q)) * 1e3
-
-    def told(self) -> dict[str, Any]:
-        """For a figure's detail."""
-        late = np.sort(self.lateness).tolist()
-        return {
-            "requests": len(self.due),
-            "answered": int(np.isfinite(self.seconds).sum()),
-            "errors": self.errors,
-            "p50_ms": self.ms(0.5),
-            "p99_ms": self.ms(0.99),
-            "left_late_p99_ms": quantile(late, 0.99) * 1e3,
-            "left_late_most_ms": quantile(late, 1.0) * 1e3,
-            "client_cpu_us": 1e6 * self.cpu / len(self.due),
-        }
-
-
-class Stream:
-    """A child with one client, which asks ``model`` with so many rows a request. ``samples`` is an .npz of rows x and
-    answers y."""
-
-    def __init__(self, pool: tfpool.Pool, model: str, samples: str, rows: int = 1) -> None:
-        self._window = 0.0
-        self._child = Child(ask, pool.endpoint, model, samples, rows)
-        try:
-            self._child.hear()
-        except BaseException:
-            self._child.close()
-            raise
+    def __init__(self, pool: tfpool.Pool, model: str | Sequence[str], samples: str, rows: int = 1) -> None:
+        models = [model] if isinstance(model, str) else list(model)
+        super().__init__(ask, pool.endpoint, models, samples, rows)
 
     def begin(self, moments: Array, window: float, timeout: float | None) -> None:
         """Send at these moments (seconds from now) of ``window`` seconds; the pool knows of the deadlines, unless
         ``timeout`` is None. :meth:`collect` must follow."""
-        self._window = window
-        begin = time.monotonic() + START_SECONDS
-        self._child.tell({"begin": begin, "moments": moments.tolist(), "timeout": timeout or _SAFE_SECONDS})
-
-    def collect(self) -> Traffic:
-        """What became of it, when all is answered. Raises WrongAnswer and ChildFailed."""
-        told = self._child.hear()
-        if told["wrong"]:
-            raise WrongAnswer(f"{told['wrong']} of {told['checked']} answers are wrong")
-        due, lateness, seconds = (np.array(told[name], float) for name in ("due", "lateness", "seconds"))
-        return Traffic(self._window, due, lateness, seconds, told["errors"], told["cpu"])
+        self.load(Schedule.of_one(moments, window), timeout)
+        self.go(time.monotonic() + START_SECONDS)
 
     def send(self, moments: Array, window: float, timeout: float | None) -> Traffic:
         """Begin, and collect."""
@@ -112,34 +50,43 @@ class Stream:
 
     def capacity(self, in_flight: int, seconds: float) -> float:
         """Requests a second that are answered while so many are kept under way."""
-        told = self._child.ask({"in_flight": in_flight, "seconds": seconds})
+        return capacity([self], in_flight, seconds)
+
+    def lanes(self, in_flight: int, seconds: float, picks: Sequence[int]) -> None:
+        """Keep so many under way, over and over to these models. :meth:`answered` must follow."""
+        self._child.tell({"in_flight": in_flight, "seconds": seconds, "picks": list(picks)})
+
+    def answered(self) -> float:
+        """Requests a second that were. Raises ChildFailed."""
+        told = self._child.hear()
         return float(told["answered"] / told["seconds"])
 
-    def __enter__(self) -> Stream:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._child.close()
+def capacity(streams: Sequence[Stream], in_flight: int, seconds: float, picks: Sequence[int] = (0,)) -> float:
+    """Requests a second that are answered while each keeps so many under way."""
+    for stream in streams:
+        stream.lanes(in_flight, seconds, picks)
+    return sum([stream.answered() for stream in streams])
 
 
 # -- the child's side ----------------------------------------------------------------------------------------------
 
 
-def ask(channel: Channel, endpoint: str, model: str, samples: str, rows: int) -> None:
+def ask(channel: Channel, endpoint: str, models: list[str], samples: str, rows: int) -> None:
     """The child: says when it is connected; told of moments or of a closed loop, runs that and says what came of it."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     with np.load(samples) as file:
         x, y = (as_requests(file[name], rows) for name in "xy")
     with tfpool.Client(endpoint) as client:
-        client.predict(model, x[0])
+        for model in models:
+            client.predict(model, x[0])
         channel.say("connected")
-        while (order := channel.hear()) is not None:
+        for order in orders(channel):
+            picks = [models[number] for number in order["picks"]]
             if "in_flight" in order:
-                channel.say(_closed(client, model, x, order["in_flight"], order["seconds"]))
+                channel.say(_closed(client, picks, x, order["in_flight"], order["seconds"]))
             else:
-                channel.say(Sending(client, model, x, y).run(order["begin"], order["moments"], order["timeout"]))
+                channel.say(Roaming(client, picks, x, y).run(order["begin"], order["moments"], order["timeout"]))
 
 
 class Sending:
@@ -192,12 +139,24 @@ class Sending:
         error = future.exception()
         if error is None:
             self._ended[number] = time.monotonic()
-            if number % _CHECKED == 0:
+            if to_check(number):
                 (output,) = future.result().values()
                 self._kept.append((number % len(self._rows), output.copy()[None]))
         else:
             self._codes[number] = Code(error.code).name if isinstance(error, TfpoolError) else type(error).__name__
         self._pending.discard(number)
+
+
+class Roaming(Sending):
+    """An open loop that asks another model each time."""
+
+    def __init__(self, client: tfpool.Client, picks: Sequence[str], rows: Sequence[Array], answers: Sequence[Array]):
+        super().__init__(client, "", rows, answers)
+        self._picks = picks
+
+    def _send(self, number: int, timeout: float) -> None:
+        self._model = self._picks[number]
+        super()._send(number, timeout)
 
 
 def as_requests(rows: Array, each: int) -> list[Array]:
@@ -206,9 +165,10 @@ def as_requests(rows: Array, each: int) -> list[Array]:
 
 
 def _closed(
-    client: tfpool.Client, model: str, rows: Sequence[Array], in_flight: int, seconds: float
+    client: tfpool.Client, picks: Sequence[str], rows: Sequence[Array], in_flight: int, seconds: float
 ) -> dict[str, float]:
-    """Keep so many requests under way; the first third of the time is not counted."""
+    """Keep so many requests under way, to these models over and over; the first third of the time is not counted."""
+    models = cycle(picks)
     answered: list[None] = []
     ended: list[None] = []
     running = True
@@ -217,12 +177,12 @@ def _closed(
         future.result()
         answered.append(None)
         if running:
-            client.submit(model, rows[0]).add_done_callback(done)
+            client.submit(next(models), rows[0]).add_done_callback(done)
         else:
             ended.append(None)
 
     for _ in range(in_flight):
-        client.submit(model, rows[0]).add_done_callback(done)
+        client.submit(next(models), rows[0]).add_done_callback(done)
     time.sleep(seconds / 3)
     begun, before = time.monotonic(), len(answered)
     time.sleep(2 * seconds / 3)

@@ -12,21 +12,27 @@ from typing import Protocol
 import numpy as np
 
 import tfpool
-from bench import loads, pool, wrk
+from bench import loads, pool, variants, wrk
+from bench.arrivals import Schedule
 from bench.errors import WrongAnswer
-from bench.fleet import Fleet
+from bench.fleet import Fleet, Meter
 from bench.inprocess import serving_default
+from bench.open import Stream
 from bench.peers.peer import Peer, Task
 from bench.peers.serving import ATOL, RTOL, Served
 from bench.points import Point
 from bench.post import Post
 from bench.processes import cpu_seconds, footprint
 from bench.scenario import Settings
+from bench.senders import Sender, Together
+from bench.variants import Variant
+from bench.web import WebStream
 from tfpool.repository.scan import scan
+from tfpool.settings import STORE_OFF
 from tfpool.testing.fronts import await_front, free_address
 from tfpool.wire.tensors import Array
 
-OURS, OURS_HTTP = "tfpool", "tfpool, HTTP"
+OURS, OURS_HTTP, OURS_PLAIN = "tfpool", "tfpool, HTTP", "tfpool, store off"
 _AUDIT_SECONDS = 0.05
 
 
@@ -38,13 +44,15 @@ class System(Protocol):
     def closed(self, settings: Settings, in_flight: int) -> Point:
         """One window's load. Raises WrongAnswer and ChildFailed."""
 
+    def open(self, settings: Settings, schedule: Schedule, load: str, level: float) -> Point:
+        """Requests at their moments, without deadlines. Raises WrongAnswer and ChildFailed."""
+
 
 class Native:
     """A pool by its own client, in a process of its own; the pool's ``fleet`` is on one model."""
 
-    name = OURS
-
-    def __init__(self, served: tfpool.Pool, model: str, fleet: Fleet) -> None:
+    def __init__(self, name: str, served: tfpool.Pool, model: str, fleet: Fleet) -> None:
+        self.name = name
         self._served = served
         self._model = model
         self._fleet = fleet
@@ -52,6 +60,11 @@ class Native:
     def closed(self, settings: Settings, in_flight: int) -> Point:
         load = self._fleet.measure(settings, in_flight)
         return load.point(self.name, self._model, in_flight, memory(pool.processes(self._served)))
+
+    def open(self, settings: Settings, schedule: Schedule, load: str, level: float) -> Point:
+        settings.progress.say(f"{self.name}, {self._model}, {load} at {100 * level:g} %")
+        with Stream(self._served, self._model, settings.models.samples[self._model]) as stream:
+            return _sent(stream, schedule, loads.meter(self._served), self.name, self._model, load, level)
 
 
 class Web:
@@ -73,17 +86,19 @@ class Web:
         self._pids = pids
 
     def closed(self, settings: Settings, in_flight: int) -> Point:
-        pids = self._pids()
         with self._audited():
-            load = wrk.shoot(
-                settings,
-                f"{self.name}, {self._model}",
-                self._posts[0],
-                in_flight,
-                lambda: {role: cpu_seconds(*some) for role, some in pids.items()},
-            )
-        held = memory({f"{role} {pid}": pid for role, some in pids.items() for pid in some})
+            load = wrk.shoot(settings, f"{self.name}, {self._model}", self._posts[0], in_flight, self._meter())
+        held = memory({f"{role} {pid}": pid for role, some in self._pids().items() for pid in some})
         return load.point(self.name, self._model, in_flight, held)
+
+    def open(self, settings: Settings, schedule: Schedule, load: str, level: float) -> Point:
+        settings.progress.say(f"{self.name}, {self._model}, {load} at {100 * level:g} %")
+        with WebStream(self._posts, self._audit) as stream:
+            return _sent(stream, schedule, self._meter(), self.name, self._model, load, level)
+
+    def _meter(self) -> Meter:
+        pids = self._pids()
+        return lambda: {role: cpu_seconds(*some) for role, some in pids.items()}
 
     @contextmanager
     def _audited(self) -> Iterator[None]:
@@ -110,6 +125,14 @@ class Web:
             raise WrongAnswer(f"{self.name}: {failures[0]}")
 
 
+def _sent(sender: Sender, schedule: Schedule, meter: Meter, name: str, model: str, load: str, level: float) -> Point:
+    before = meter()
+    traffic = Together([sender]).send(schedule, None)
+    after, requests = meter(), max(1, len(schedule.moments))
+    served_us = {role: 1e6 * (spent - before[role]) / requests for role, spent in after.items()}
+    return traffic.point(name, model, load, level, served_us)
+
+
 def memory(pids: Mapping[str, int]) -> dict[str, float]:
     """PSS in MB of each that still lives."""
     found = {}
@@ -125,12 +148,16 @@ def memory(pids: Mapping[str, int]) -> dict[str, float]:
 
 
 @contextmanager
-def ours(settings: Settings, model: str, workers: int = 1) -> Iterator[tuple[tfpool.Pool, list[System]]]:
-    """A pool with a gateway, and the two ways to it."""
+def ours(settings: Settings, model: str, workers: int = 1, stored: bool = True) -> Iterator[list[System]]:
+    """A pool with a gateway, and the two ways to it. The model is in its store, as it is for users by default."""
+    store = compiled(settings, model) if stored else STORE_OFF
     address = free_address()
     table = [{"name": model, "base_path": settings.models.paths[model]}]
     rows, answers = samples(settings, model)
-    with pool.configure(settings, table, workers, http=address) as served, loads.on(settings, served, model) as fleet:
+    with (
+        pool.configure(settings, table, workers, http=address, store=store) as served,
+        loads.on(settings, served, model) as fleet,
+    ):
         await_front(address)
         taken = _version(settings, model)[1]
         posts = [infer(address, model, taken, rows[n : n + 1]) for n in range(len(rows))]
@@ -141,7 +168,14 @@ def ours(settings: Settings, model: str, workers: int = 1) -> Iterator[tuple[tfp
                 raise WrongAnswer("an answer is not TensorFlow's")
 
         web = Web(OURS_HTTP, model, posts, audit, lambda: _roles(pool.processes(served)))
-        yield served, [Native(served, model, fleet), web]
+        yield [Native(OURS if stored else OURS_PLAIN, served, model, fleet), web]
+
+
+def compiled(settings: Settings, model: str) -> str:
+    """A store that has the model. Raises ChildFailed."""
+    store = os.path.join(settings.directory, "store")
+    variants.build(settings, [Variant(model, 0, settings.models.paths[model])], store)
+    return store
 
 
 def _roles(pids: Mapping[str, int]) -> dict[str, list[int]]:

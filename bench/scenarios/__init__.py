@@ -9,6 +9,7 @@ from bench.scenarios import (
     coldstart,
     cycles,
     decisions,
+    evictions,
     faults,
     forms,
     gap,
@@ -28,6 +29,7 @@ from bench.scenarios import (
     start,
     swap,
     tensors,
+    traffic,
     zipf,
 )
 
@@ -47,6 +49,7 @@ SCENARIOS: dict[str, Scenario] = {
         cycles,
         decisions,
         goodput,
+        traffic,
         overload,
         neighbour,
         faults,
@@ -58,6 +61,7 @@ SCENARIOS: dict[str, Scenario] = {
         forms,
         many,
         coldstart,
+        evictions,
         gateway,
     )
 }

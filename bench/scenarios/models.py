@@ -24,11 +24,12 @@ class Case:
     sizes: Sequence[int]
     levels: Sequence[int]
     full_levels: Sequence[int]
+    shares: Sequence[float]
 
 
 CASES = (
-    Case("mlp", "MLP", 1, (1, 8, 16, 32, 64, 128), (1, 64, 256), (1, 16, 64, 256)),
-    Case("mobilenet_v2", "MobileNetV2", 2, (1, 2, 4, 8), (16,), (1, 4, 16, 64)),
+    Case("mlp", "MLP", 1, (1, 8, 16, 32, 64, 128), (1, 64, 256), (1, 16, 64, 256), (0.05, 0.2)),
+    Case("mobilenet_v2", "MobileNetV2", 2, (1, 2, 4, 8), (16,), (1, 4, 16, 64), (0.3, 0.6)),
 )
 
 TARGETS = {"MLP, 64 in flight": Target(0.7), "MLP, 256 in flight": Target(0.95, aim=0.97)}
@@ -44,13 +45,19 @@ def measure(settings: Settings) -> Outcome:
     lacking: Mapping[str, Target] = BESIDE_PEERS
     for case in CASES:
         levels = case.full_levels if settings.full else case.levels
-        with systems.ours(settings, case.model, case.processes) as (_, ours):
-            with _roofline(settings, case) as roofline:
+        with systems.ours(settings, case.model, case.processes) as ours:
+            with (
+                _roofline(settings, case) as roofline,
+                systems.ours(settings, case.model, case.processes, stored=False) as (plain, _),
+            ):
                 for _ in settings.repeats():
                     for level in levels:
-                        _beside_roofline(settings, sheet, case, level, roofline, ours[0])
-            found = contest.contest(settings, sheet, ours, case.model, levels, case.processes)
-            contest.tell(sheet, found, levels, f"{case.title}, ")
+                        _beside_roofline(settings, sheet, case, level, roofline, ours[0], plain)
+                most = max(roofline.scan.values())
+            shares = [contest.Poisson(share, share * most) for share in case.shares]
+            loads: list[contest.Load] = [*(contest.Closed(level) for level in levels), *shares]
+            found = contest.contest(settings, sheet, ours, case.model, loads, case.processes)
+            contest.tell(sheet, found, loads, f"{case.title}, ")
             lacking = lacking if found else {}
     sheet.expect(lacking)
     return sheet.outcome()
@@ -69,18 +76,21 @@ def _roofline(settings: Settings, case: Case) -> Iterator[Roofline]:
 
 
 def _beside_roofline(
-    settings: Settings, sheet: Sheet, case: Case, level: int, roofline: Roofline, ours: systems.System
+    settings: Settings, sheet: Sheet, case: Case, level: int, roofline: Roofline, *ours: systems.System
 ) -> None:
     where = f"{case.title}, {level} in flight"
-    if level == 1:
-        best, point = roofline.p50_us(settings), ours.closed(settings, level)
-        sheet.cost(f"p50, {where}", "ms", point.at_us(0.5) / 1e3, best / 1e3)
-        return
-    rate, point = roofline.rate(settings), ours.closed(settings, level)
-    sheet.point(Point(ROOFLINE, case.model, "closed", level, rate))
-    sheet.rate(where, "rows/s", point.rate, rate, {"best_batch": roofline.best, "scan": roofline.scan})
-    sheet.cost(f"p50, {where}", "ms", point.at_us(0.5) / 1e3)
-    sheet.cost(f"p99, {where}", "ms", point.at_us(0.99) / 1e3)
+    best = roofline.p50_us(settings) / 1e3 if level == 1 else roofline.rate(settings)
+    if level > 1:
+        sheet.point(Point(ROOFLINE, case.model, "closed", level, best))
+    for system, how in zip(ours, ("", ", store off"), strict=True):
+        point = system.closed(settings, level)
+        sheet.point(point)
+        if level == 1:
+            sheet.cost(f"p50, {where}{how}", "ms", point.at_us(0.5) / 1e3, best)
+            continue
+        sheet.rate(f"{where}{how}", "rows/s", point.rate, best, {"best_batch": roofline.best, "scan": roofline.scan})
+        sheet.cost(f"p50, {where}{how}", "ms", point.at_us(0.5) / 1e3)
+        sheet.cost(f"p99, {where}{how}", "ms", point.at_us(0.99) / 1e3)
 
 
 SCENARIO = Scenario(

@@ -29,15 +29,16 @@ def measure(settings: Settings) -> Outcome:
     """One worker; one client process, or wrk where it is HTTP."""
     sheet = Sheet(TARGETS)
     levels = FULL_LEVELS if settings.full else LEVELS
-    with systems.ours(settings, _MODEL) as (_, ours), Echo(settings) as echo, echo.clients() as raw:
+    with systems.ours(settings, _MODEL) as ours, Echo(settings) as echo, echo.clients() as raw:
         for _ in settings.repeats():
             for level in levels:
                 reference = raw.measure(settings, level)
                 sheet.point(reference.point(ECHO, _MODEL, level))
                 _add(sheet, level, ours[0].closed(settings, level), reference)
-        found = contest.contest(settings, sheet, ours, _MODEL, levels)
+        loads = [contest.Closed(level) for level in levels]
+        found = contest.contest(settings, sheet, ours, _MODEL, loads)
         sheet.expect(BESIDE_PEERS if found else {})
-        contest.tell(sheet, found, levels)
+        contest.tell(sheet, found, loads)
     return sheet.outcome()
 
 
