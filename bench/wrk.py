@@ -28,7 +28,7 @@ local asked = {{ {percents} }}
 done = function(summary, latency, requests)
   local errors, found = summary.errors, {{}}
   for index, percent in ipairs(asked) do
-    found[index] = latency:percentile(percent)
+    found[index] = percent == 100 and latency.max or latency:percentile(percent)
   end
   io.write(string.format('\\n{{"requests": %d, "seconds": %f, "quantiles_us": [%s], "bad": %d}}\\n',
     summary.requests, summary.duration / 1e6, table.concat(found, ", "),

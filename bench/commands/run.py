@@ -75,32 +75,36 @@ def command(
     names: Sequence[str], form: str | None, seconds: float | None, repeat: int | None, file: Path | None
 ) -> None:
     """Run scenarios, in the order given; "published" runs those of the eight experiments, "all" every one."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every block is left in order
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that every block is left in order
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     messages = Console(stderr=True, highlight=False)
-    bar, chosen, preamble = Bar(messages), _chosen(names), document.preamble()
+    bar, scenarios, preamble = Bar(messages), chosen(names), document.preamble()
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="tfpool-bench-") as directory:
-        needed = sorted({model for scenario in chosen for model in scenario.models})
+        needed = sorted({model for scenario in scenarios for model in scenario.models})
         if needed:
             messages.print(f"making {', '.join(needed)} with TensorFlow ...")
         models = make_models(directory, needed) if needed else Models({}, {})
-        for scenario in chosen:
+        for scenario in scenarios:
             thorough = Form(form or Form.NORMAL.value)
             settings = Settings(models, directory, bar, seconds, repeat or scenario.repeats[thorough], thorough)
             with bar.of(scenario.name, settings.repeat):
-                results.append(_measured(scenario, settings))
+                results.append(measured(scenario, settings))
             _print(results[-1])
             if file is not None:
                 file.write_text(json.dumps(document.document(preamble, thorough, results), indent=2) + "\n")
     sys.exit(1 if any(result.error for result in results) else 0)
 
 
-def _chosen(names: Sequence[str]) -> list[Scenario]:
-    groups = {ALL: list(SCENARIOS), PUBLISHED: [name for name, known in SCENARIOS.items() if known.experiment]}
+def chosen(names: Sequence[str]) -> list[Scenario]:
+    """The scenarios that names stand for, each once, in the order in which they first come."""
+    published = sorted((one.experiment, name) for name, one in SCENARIOS.items() if one.experiment)
+    groups = {ALL: list(SCENARIOS), PUBLISHED: [name for _, name in published]}
     return [SCENARIOS[name] for name in dict.fromkeys(one for name in names for one in groups.get(name, [name]))]
 
 
-def _measured(scenario: Scenario, settings: Settings) -> Result:
+def measured(scenario: Scenario, settings: Settings) -> Result:
+    """What became of it; an error of it is a result too."""
     begun = time.monotonic()
     try:
         with _limit(LIMIT_SECONDS[settings.form]):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +13,24 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bench import echo, machine, report
+from bench import echo, machine
 from bench.__main__ import main
 from bench.children import Child
-from bench.errors import ChildFailed
+from bench.commands import run
+from bench.errors import ChildFailed, WrongAnswer
 from bench.fleet import Tally, merged
-from bench.points import quantile
 from bench.inprocess import aligned
 from bench.loads import wrong
-from bench.report import Result
-from bench.scenario import Figure, Models, Scenario, Settings, Sheet, Spread, Target
+from bench.points import Point, quantile, read
+from bench.report import document, tables
+from bench.report.document import Result
+from bench.scenario import NOTHING, Figure, Form, Models, Outcome, Scenario, Settings, Sheet, Spread, Target
 from bench.scenarios import SCENARIOS
 from bench.scenarios.swap import around, between
 from bench.scenarios.tensors import copies, size_name
 from bench.scenarios.zipf import Residency, lru, zipf
 from bench.steady import Notes, Run, ms
+from tfpool.errors import NotFound
 
 
 class Quiet:
@@ -88,7 +94,7 @@ def test_a_sheet_collects_repeats_by_figure() -> None:
     for number in (1.0, 2.0, 3.0):
         sheet.cost("a", "ms", number)
         sheet.rate("b", "req/s", 2 * number, number, {"number": number})
-    a, b = sheet.figures()
+    a, b = sheet.outcome().figures
     assert (a.name, a.ours.values, a.reference, a.higher_is_better, a.verdict) == (
         "a",
         (1.0, 2.0, 3.0),
@@ -103,12 +109,12 @@ def test_a_sheet_collects_repeats_by_figure() -> None:
 
 def test_a_target_without_its_figure_is_an_error() -> None:
     with pytest.raises(ValueError, match="targets b"):
-        Sheet({"b": Target(1.0)}).figures()
+        Sheet({"b": Target(1.0)}).outcome()
 
 
 def test_settings_choose_the_window_and_step_the_progress() -> None:
     assert replace(SETTINGS, seconds=1.5).window == 1.5
-    assert replace(SETTINGS, quick=True).window < SETTINGS.window
+    assert replace(SETTINGS, form=Form.QUICK).window < SETTINGS.window
     progress = Quiet()
     assert list(replace(SETTINGS, progress=progress, repeat=3).repeats()) == [0, 1, 2]
     assert progress.steps == 3
@@ -261,13 +267,16 @@ def test_a_request_is_cold_where_its_model_was_not_in_memory() -> None:
 
 
 def test_the_document_has_everything() -> None:
-    scenario = Scenario("one", "what it does", lambda settings: ())
+    scenario = Scenario("one", "what it does", lambda settings: NOTHING)
     detail = ({"ours": {"p50_us": 1.0}},)
-    results = [Result(scenario, 1.25, [replace(RATE, detail=detail), COST]), Result(scenario, 0.1, error="it broke")]
-    document = json.loads(json.dumps(report.document(report.preamble(), SETTINGS, results)))
-    assert set(document) == {"schema", "date", "commit", "machine", "versions", "settings", "scenarios"}
-    assert document["settings"] == {"seconds": None, "repeat": SETTINGS.repeat, "quick": False}
-    good, bad = document["scenarios"]
+    point = Point("a", "m", "closed", 1, 2.0, [])
+    found = Outcome([replace(RATE, detail=detail), COST], [point], {"b": "not installed"})
+    results = [Result(scenario, 1.25, found), Result(scenario, 0.1, error="it broke")]
+    made = json.loads(json.dumps(document.document(document.preamble(), Form.FULL, results)))
+    assert set(made) == {"schema", "date", "commit", "machine", "versions", "form", "scenarios"}
+    assert made["form"] == "full"
+    good, bad = made["scenarios"]
+    assert (read(good["points"][0]), good["absent"]) == (point, {"b": "not installed"})
     assert (good["name"], good["error"], bad["error"], bad["figures"]) == ("one", None, "it broke", [])
     assert good["figures"][0] == {
         "name": "rate",
@@ -291,26 +300,26 @@ def test_the_document_says_where_it_was_measured() -> None:
 
 
 def test_the_table_has_a_row_a_figure() -> None:
-    scenario = Scenario("one", "what it does", lambda settings: ())
-    table = report.table(Result(scenario, 1.0, [RATE, COST]))
+    scenario = Scenario("one", "what it does", lambda settings: NOTHING)
+    table = tables.figures(Result(scenario, 1.0, Outcome([RATE, COST])))
     assert table.row_count == 2
-    cells = [list(column.cells) for column in table.columns]
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
     assert cells[0] == ["rate, req/s", "cpu, us"]
     assert cells[1] == ["240", "5 (4..7)"]
     assert cells[3] == ["2 (1..3)", ""]
     assert cells[4] == [">= 2x (aim 2.5)", "<= 6"]
-    assert [str(cell) for cell in cells[5]] == ["ok", "ok"]
+    assert cells[5] == ["ok", "ok"]
 
 
 def test_numbers_read_well() -> None:
-    assert [report.number(n) for n in (67_234.4, 1.7345, 0.001234, 0.0, 999.7)] == [
+    assert [tables.number(n) for n in (67_234.4, 1.7345, 0.001234, 0.0, 999.7)] == [
         "67,234",
         "1.73",
         "0.00123",
         "0",
         "1,000",
     ]
-    assert report.with_spread(Spread((1.0,))) == "1"
+    assert tables.with_spread(Spread((1.0,))) == "1"
     assert [size_name(n) for n in (1 << 10, 256 << 10, 1 << 20, 16 << 20)] == ["1 KiB", "256 KiB", "1 MiB", "16 MiB"]
 
 
@@ -332,6 +341,43 @@ def test_list_names_every_scenario_and_target() -> None:
 )
 def test_bad_usage(words: list[str]) -> None:
     assert CliRunner().invoke(main, words).exit_code == 2
+
+
+def measured(measure: Callable[[Settings], Outcome]) -> Result:
+    return run.measured(Scenario("one", "what it does", measure), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "error", [NotFound("no model"), ChildFailed("it has ended"), WrongAnswer("3 of 4"), OSError(2, "x")]
+)
+def test_a_scenario_that_fails_says_why_and_the_next_can_run(error: Exception) -> None:
+    def fail(settings: Settings) -> Outcome:
+        raise error
+
+    assert measured(fail).error == f"{type(error).__name__}: {error}"
+    assert measured(lambda settings: Outcome([RATE])).outcome.figures == [RATE]
+
+
+def test_a_scenario_that_takes_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LIMIT_SECONDS", {Form.NORMAL: 0.01})
+    before = signal.getsignal(signal.SIGALRM)
+
+    def hang(settings: Settings) -> Outcome:
+        threading.Event().wait(60.0)
+        return NOTHING
+
+    assert "OutOfTime: not done after 0.01 s" in measured(hang).error
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_names_of_groups_stand_for_their_scenarios() -> None:
+    assert [one.name for one in run.chosen(["tensors", "null", "tensors"])] == ["tensors", "null"]
+    published = run.chosen([run.PUBLISHED])
+    numbers = [one.experiment for one in published]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == set(range(1, 9))
+    assert run.chosen(["soak", run.ALL])[0].name == "soak"
+    assert {one.name for one in published} < set(SCENARIOS) == {one.name for one in run.chosen([run.ALL])}
 
 
 # -- children ------------------------------------------------------------------------------------------------------
