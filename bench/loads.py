@@ -43,7 +43,7 @@ def meter(pool: tfpool.Pool) -> Callable[[], Mapping[str, float]]:
     """Reads the CPU seconds of a pool's broker and workers."""
     client = pool.client()
     pids = [row["pid"] for row in client.workers()]
-    return lambda: {"workers": cpu_seconds(*pids), "broker": client.stats()["broker_cpu_seconds"]}
+    return lambda: {"worker": cpu_seconds(*pids), "broker": client.stats()["broker_cpu_seconds"]}
 
 
 def closed(channel: Channel, endpoint: str, model: str, samples: str, clients: int) -> None:

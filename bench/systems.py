@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import numpy as np
@@ -59,7 +59,7 @@ class Native:
 
     def closed(self, settings: Settings, in_flight: int) -> Point:
         load = self._fleet.measure(settings, in_flight)
-        return load.point(self.name, self._model, in_flight, memory(pool.processes(self._served)))
+        return load.point(self.name, self._model, in_flight, memory(_roles(pool.processes(self._served))))
 
     def open(self, settings: Settings, schedule: Schedule, load: str, level: float) -> Point:
         settings.progress.say(f"{self.name}, {self._model}, {load} at {100 * level:g} %")
@@ -88,8 +88,7 @@ class Web:
     def closed(self, settings: Settings, in_flight: int) -> Point:
         with self._audited():
             load = wrk.shoot(settings, f"{self.name}, {self._model}", self._posts[0], in_flight, self._meter())
-        held = memory({f"{role} {pid}": pid for role, some in self._pids().items() for pid in some})
-        return load.point(self.name, self._model, in_flight, held)
+        return load.point(self.name, self._model, in_flight, memory(self._pids()))
 
     def open(self, settings: Settings, schedule: Schedule, load: str, level: float) -> Point:
         settings.progress.say(f"{self.name}, {self._model}, {load} at {100 * level:g} %")
@@ -133,14 +132,13 @@ def _sent(sender: Sender, schedule: Schedule, meter: Meter, name: str, model: st
     return traffic.point(name, model, load, level, served_us)
 
 
-def memory(pids: Mapping[str, int]) -> dict[str, float]:
-    """PSS in MB of each that still lives."""
-    found = {}
-    for role, pid in pids.items():
-        try:
-            found[role] = footprint(pid).pss / 1e6
-        except OSError:
-            continue
+def memory(pids: Mapping[str, list[int]]) -> dict[str, float]:
+    """PSS in MB by role, of those that still live."""
+    found = dict.fromkeys(pids, 0.0)
+    for role, some in pids.items():
+        for pid in some:
+            with suppress(OSError):
+                found[role] += footprint(pid).pss / 1e6
     return found
 
 
