@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench.peers import mosec
+from bench.peers import bentoml, litserve, mlserver, mosec, ray_serve, triton
 from bench.peers.peer import Peer
 
-PEERS: Mapping[str, Peer] = {peer.name: peer for peer in (mosec.Mosec(),)}
+_ALL = (
+    triton.Triton(),
+    mosec.Mosec(),
+    ray_serve.RayServe(),
+    litserve.LitServe(),
+    bentoml.BentoMl(),
+    mlserver.MlServer(),
+)
+PEERS: Mapping[str, Peer] = {peer.name: peer for peer in _ALL}
