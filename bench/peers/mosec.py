@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from bench.peers.model import Model
@@ -14,7 +16,7 @@ class Mosec(Peer):
     title = "mosec"
     speaks = "raw float32 over HTTP"
     requirements = ("mosec==0.9.8",)
-    batchings = tuple(Batching(rows, wait) for rows in (16, 32, 64) for wait in (0, 1, 5))
+    batchings = tuple(Batching(rows, wait) for rows in (1, 8, 16, 32, 64) for wait in (0, 1))
     tuned = {  # noqa: RUF012
         "half_plus_two": Batching(32, 1),
         "mlp": Batching(32, 1),
@@ -48,8 +50,9 @@ if __name__ in ("__main__", "__mp_main__"):  # its processes import the main mod
         def serialize(self, data: Array) -> bytes:
             return data.tobytes()
 
-        def forward(self, data: list[Array]) -> list[Array]:
-            return list(self.model(data))
+        def forward(self, data: Any) -> Any:
+            """A list of rows; where the batch may have one row, that row by itself."""
+            return list(self.model(data)) if self.task.batching.max_rows > 1 else self.model([data])[0]
 
 
 def serve() -> None:

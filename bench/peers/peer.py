@@ -18,6 +18,7 @@ import numpy as np
 
 from bench.post import Post
 
+ROOT = Path(__file__).parents[2]  # where the bench lies
 _TASK = "TFPOOL_BENCH_TASK"
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -81,14 +82,19 @@ class Environment:
 
 @dataclass(frozen=True)
 class Command:
-    """How a peer is started. ``environ`` comes on top of that of the bench."""
+    """How a peer is started. ``environ`` comes on top of that of the bench.
+
+    ``leaves`` are patterns of paths outside its task's directory that it may leave behind when it is killed.
+    """
 
     words: Sequence[str]
     environ: Mapping[str, str] = field(default_factory=dict)
+    leaves: Sequence[str] = ()
 
 
 class Peer(ABC):
-    """One peer. ``requirements`` are pinned, for pip; the bench's TensorFlow comes to them.
+    """One peer. ``requirements`` are pinned, for pip; the bench's TensorFlow comes to them. ``bare_requirements`` are
+    installed without what they need themselves.
 
     ``batchings`` are what ``bench peers tune`` tries; ``tuned`` is what it found best, by model. ``speaks`` says how
     it is asked.
@@ -98,6 +104,7 @@ class Peer(ABC):
     title: ClassVar[str]
     speaks: ClassVar[str]
     requirements: ClassVar[Sequence[str]]
+    bare_requirements: ClassVar[Sequence[str]] = ()
     batchings: ClassVar[Sequence[Batching]]
     tuned: ClassVar[Mapping[str, Batching]]
 
@@ -124,4 +131,4 @@ def own_program(module: str, task: Task, environment: Environment) -> Command:
 
 def environ(task: Task) -> dict[str, str]:
     """What a program of the bench needs in its environment."""
-    return {"PYTHONPATH": str(Path(__file__).parents[2]), _TASK: json.dumps(asdict(task))}
+    return {"PYTHONPATH": str(ROOT), _TASK: json.dumps(asdict(task))}

@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from bench.children import ROOT
 from bench.errors import PeerAbsent, WrongAnswer
 from bench.peers import environments
-from bench.peers.peer import Peer, Task
-from bench.processes import family
+from bench.peers.peer import Array, Peer, Task
+from bench.processes import cpu_seconds
+from bench.warden import Guarded
 
 READY_SECONDS = 120.0
 _STEP_SECONDS = 0.1
-_STOP_SECONDS = 15.0
-_TAIL_BYTES = 2000
+_ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 RTOL, ATOL = 1e-4, 1e-5
 
 
 class Served:
-    """A peer that runs; ``pids`` are its processes now, by their names."""
+    """A peer that runs."""
 
-    def __init__(self, peer: Peer, task: Task, warden: subprocess.Popen[bytes]) -> None:
+    def __init__(self, peer: Peer, task: Task, guarded: Guarded) -> None:
         self.peer = peer
         self.task = task
-        self._warden = warden
+        self._guarded = guarded
+        self._spent: dict[int, float] = {}
 
     def pids(self) -> dict[int, str]:
-        found = family(self._warden.pid)
-        found.pop(self._warden.pid, None)
-        return found
+        """Its processes now, with their names."""
+        return self._guarded.pids()
 
-    def check(self, rows: np.ndarray, answers: np.ndarray) -> None:
-        """Ask for every row by itself. Raises WrongAnswer, and OSError where nobody listens."""
-        for number in range(len(rows)):
-            content = self.peer.post(self.task, rows[number : number + 1]).once()
-            self.compare(content, answers[number : number + 1])
+    def cpu_seconds(self) -> float:
+        """What its processes have taken until now, with those that this has seen before they ended."""
+        for pid in self.pids():
+            with suppress(OSError):
+                self._spent[pid] = cpu_seconds(pid)
+        return sum(self._spent.values())
 
-    def compare(self, content: bytes, answer: np.ndarray) -> None:
+    def ask(self, row: Array) -> bytes:
+        """Raises OSError where nobody listens, and WrongAnswer for another status than 200."""
+        return self.peer.post(self.task, row).once()
+
+    def compare(self, content: bytes, answer: Array) -> None:
         """Raises WrongAnswer."""
         try:
             got = self.peer.answer(self.task, content)
@@ -55,64 +55,34 @@ class Served:
 
 
 @contextmanager
-def serving(peer: Peer, task: Task, rows: np.ndarray, answers: np.ndarray) -> Iterator[Served]:
-    """Start ``peer`` and wait until it answers ``rows`` as TensorFlow does.
+def serving(peer: Peer, task: Task, rows: Array, answers: Array) -> Iterator[Served]:
+    """Start ``peer`` and wait until it answers; each of ``rows`` is then asked for by itself.
 
-    Raises PeerAbsent where it is not installed or does not come up, WrongAnswer where it answers something else.
+    Raises PeerAbsent where it is not installed or does not come up, WrongAnswer where it answers other than TensorFlow.
     """
     environment = environments.find(peer)
     command = peer.command(task, environment)
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    # The warden needs the bench's path, the peer its own: the words after env(1) are the peer's.
-    words = ["env", "-u", "PYTHONPATH", *(f"{name}={value}" for name, value in command.environ.items()), *command.words]
-    with tempfile.TemporaryFile() as log:
-        warden = subprocess.Popen(
-            [sys.executable, "-m", "bench.warden", *words],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            cwd=task.directory,
-            env={**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"},
-        )
-        try:
-            served = Served(peer, task, warden)
-            _await(served, rows, answers, warden, log.fileno())
-            yield served
-        finally:
-            _end(warden)
+    with Guarded(command.words, {**_ALONE, **command.environ}, task.directory, command.leaves) as guarded:
+        served = Served(peer, task, guarded)
+        served.compare(_first(served, guarded, rows[:1]), answers[:1])
+        for number in range(1, len(rows)):
+            served.compare(served.ask(rows[number : number + 1]), answers[number : number + 1])
+        yield served
 
 
-def _await(served: Served, rows: np.ndarray, answers: np.ndarray, warden: subprocess.Popen[bytes], log: int) -> None:
+def _first(served: Served, guarded: Guarded, row: Array) -> bytes:
+    """The first answer, as soon as there is one."""
     give_up = time.monotonic() + READY_SECONDS
-    said = "nobody listened"
+    said = ""
     while time.monotonic() < give_up:
-        if warden.poll() is not None:
-            raise PeerAbsent(f"it ended with status {warden.returncode}; {_written(log)}")
+        if (status := guarded.status(_STEP_SECONDS)) is not None:
+            raise PeerAbsent(f"it ended with status {status}{_wrote(guarded)}")
         try:
-            served.check(rows[:1], answers[:1])
-        except OSError:
-            time.sleep(_STEP_SECONDS)
-        except WrongAnswer as error:  # some listen before they can answer
+            return served.ask(row)
+        except (OSError, WrongAnswer) as error:  # some listen before they can answer
             said = str(error)
-            time.sleep(_STEP_SECONDS)
-        else:
-            served.check(rows, answers)
-            return
-    raise PeerAbsent(f"no right answer within {READY_SECONDS:g} s ({said}); {_written(log)}")
+    raise PeerAbsent(f"no answer within {READY_SECONDS:g} s: {said}{_wrote(guarded)}")
 
 
-def _written(log: int) -> str:
-    size = os.fstat(log).st_size
-    text = os.pread(log, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace").strip()
-    return f"it wrote:\n{text}" if text else "it wrote nothing"
-
-
-def _end(warden: subprocess.Popen[bytes]) -> None:
-    assert warden.stdin is not None
-    with suppress(BrokenPipeError):
-        warden.stdin.close()
-    try:
-        warden.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        warden.kill()
-        warden.wait()
+def _wrote(guarded: Guarded) -> str:
+    return f"; it wrote:\n{written}" if (written := guarded.written()) else "; it wrote nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.children import Child
 from bench.crowd import EXPONENT, decide
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
 
 WORKERS = 1000
 MODELS = (100, 1000, 10_000)
@@ -47,4 +47,6 @@ SCENARIO = Scenario(
     f"the scheduler alone: {WORKERS:,} virtual workers, up to {MODELS[-1]:,} models, Zipf({EXPONENT:g})",
     measure,
     targets=TARGETS,
+    experiment=5,
+    repeats={Form.QUICK: 1, Form.NORMAL: 1, Form.FULL: 2},
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -20,16 +20,16 @@ import numpy as np
 import tfpool
 from bench import pool
 from bench.processes import session
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, Steady
 from tfpool.errors import TfpoolError, Unavailable
 from tfpool.testing.leaks import Traces, left_behind
 
 WORKERS = 2
 IN_FLIGHT = 64
-KILLS, QUICK_KILLS = 60, 8
-STOPS, QUICK_STOPS = 10, 2
-BROKERS, QUICK_BROKERS = 10, 2
+KILLS: Mapping[Form, int] = {Form.QUICK: 3, Form.NORMAL: 20, Form.FULL: 60}
+STOPS: Mapping[Form, int] = {Form.QUICK: 1, Form.NORMAL: 4, Form.FULL: 10}
+BROKERS: Mapping[Form, int] = {Form.QUICK: 1, Form.NORMAL: 4, Form.FULL: 10}
 HANG_SECONDS = 1.0
 _MODEL = "mlp"
 _EVERY_SECONDS = 1.0
@@ -55,16 +55,11 @@ def measure(settings: Settings) -> Outcome:
     """A pool of its own for each kind of fault, one client process; moments are random, of one seed a repeat."""
     sheet = Sheet(TARGETS)
     for number in settings.repeats():
-        quick = settings.quick
-        for part, times, hurt in (
-            (KILLED, QUICK_KILLS if quick else KILLS, _kill),
-            (HUNG, QUICK_STOPS if quick else STOPS, _stop),
-            (BROKER, QUICK_BROKERS if quick else BROKERS, _kill_broker),
-        ):
+        for part, times, hurt in ((KILLED, KILLS, _kill), (HUNG, STOPS, _stop), (BROKER, BROKERS, _kill_broker)):
             trial = Trial(settings, part, Random(number))
             with trial.going_on() as served:
-                for turn in range(times):
-                    settings.progress.say(f"{part}: {turn + 1} of {times}")
+                for turn in range(times[settings.form]):
+                    settings.progress.say(f"{part}: {turn + 1} of {times[settings.form]}")
                     hurt(trial, served)
             _add(sheet, trial)
     return sheet.outcome()
@@ -199,4 +194,6 @@ SCENARIO = Scenario(
     measure,
     (_MODEL,),
     TARGETS,
+    experiment=8,
+    repeats=dict.fromkeys(Form, 1),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
@@ -9,15 +10,16 @@ from time import perf_counter
 from bench.children import Channel, Child
 from bench.optimum import TIGHT, make_pool, optimum
 from bench.points import quantile
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
+from bench.team import Team
 from tfpool.placement.board import cost
 from tfpool.placement.planner import after, plan
 from tfpool.placement.snapshot import Rules, Snapshot
 
-SEEDS, QUICK_SEEDS = 100, 5
+POOLS: Mapping[Form, int] = {Form.QUICK: 2, Form.NORMAL: 12, Form.FULL: 40}
 SOLVER_SECONDS = 20.0
 LARGE = (1000, 64)
-_PLANS = 20
+_PLANS, _QUICK_PLANS = 20, 5
 _PATIENCE_SECONDS = 300.0
 _MOST_STEPS = 600
 _STEP_SECONDS = 5.0
@@ -37,14 +39,16 @@ TARGETS = {
 def measure(settings: Settings) -> Outcome:
     """One process, no pool, once: nothing but the times would change from repeat to repeat."""
     sheet = Sheet(TARGETS)
-    seeds = QUICK_SEEDS if settings.quick else SEEDS
+    seeds = range(POOLS[settings.form])
+    pools = []
+    with Team(work) as team:
+        for pool in team.answers([["gap", seed] for seed in seeds], _PATIENCE_SECONDS):
+            pools.append(pool)
+            settings.progress.say(f"pool {len(pools)} of {len(seeds)}")
+    settings.progress.say(f"{LARGE[0]:,} models, {LARGE[1]} workers")
     with Child(work) as child:
-        pools = []
-        for seed in range(seeds):
-            settings.progress.say(f"pool {seed + 1} of {seeds}")
-            pools.append(child.ask(["gap", seed], _PATIENCE_SECONDS))
-        settings.progress.say(f"{LARGE[0]:,} models, {LARGE[1]} workers")
-        times = sorted(child.ask(["large", seed], _PATIENCE_SECONDS) for seed in range(_PLANS))
+        plans = range(_QUICK_PLANS if settings.quick else _PLANS)
+        times = sorted(child.ask(["large", seed], _PATIENCE_SECONDS) for seed in plans)
     for _ in range(settings.repeat):
         settings.progress.step()
     gaps = sorted(pool["gap"] for pool in pools)
@@ -109,7 +113,9 @@ def _time(seed: int) -> float:
 
 SCENARIO = Scenario(
     "gap",
-    f"the planner alone: its placements of {SEEDS} pools beside the optimum, and the time of a plan",
+    f"the planner alone: its placements of up to {POOLS[Form.FULL]} pools beside the optimum, and the time of a plan",
     measure,
     targets=TARGETS,
+    experiment=7,
+    repeats=dict.fromkeys(Form, 1),
 )

@@ -16,11 +16,11 @@ import numpy as np
 
 from bench import pool
 from bench.arrivals import bursts
-from bench.children import Child
 from bench.games import AIMD, DEADLINES, MODELS, OURS, PATTERNS, WORKERS, best, judge
 from bench.open import Stream
 from bench.rules import ONE_BY_ONE
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
+from bench.team import Team
 
 LOADS, QUICK_LOADS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0), (1.0, 2.0)
 SHOWN = 2.0
@@ -51,7 +51,7 @@ def measure(settings: Settings) -> Outcome:
     sheet = Sheet(TARGETS)
     loads = QUICK_LOADS if settings.quick else LOADS
     with (
-        Child(judge) as child,
+        Team(judge) as team,
         pool.start(settings, _MODEL) as served,
         Stream(served, _MODEL, settings.models.samples[_MODEL]) as stream,
     ):
@@ -60,18 +60,18 @@ def measure(settings: Settings) -> Outcome:
         for number in settings.repeats():
             least: list[tuple[float, str]] = []
             for pattern in PATTERNS:
+                settings.progress.say(pattern)
+                seconds = QUICK_GAME_SECONDS if settings.quick else GAME_SECONDS
+                orders = [[[pattern, name, seconds, number], loads, settings.quick] for name in DEADLINES]
                 found = {}
-                for name in DEADLINES:
-                    settings.progress.say(f"{pattern}, deadlines {name}")
-                    seconds = QUICK_GAME_SECONDS if settings.quick else GAME_SECONDS
-                    order = [[pattern, name, seconds, number], loads, settings.quick]
-                    found[name] = Judged(*child.ask(order, ANSWER_SECONDS))
+                for name, judged in zip(DEADLINES, team.answers(orders, ANSWER_SECONDS), strict=True):
+                    found[name] = Judged(*judged)
                     beside = ratios(loads, found[name].shares)
                     least += [(ratio, f"{pattern}, {name}, {what}") for ratio, what in beside]
-                at = {name: judged.shares[loads.index(SHOWN)] for name, judged in found.items()}
-                curves = {name: list(judged.shares) for name, judged in found.items()}
+                at = {name: each.shares[loads.index(SHOWN)] for name, each in found.items()}
+                curves = {name: list(each.shares) for name, each in found.items()}
                 _add(sheet, f"{pattern}, in time at load {SHOWN:g}", "%", at, {"loads": loads, "shares": curves})
-                _add(sheet, f"{pattern}, {_LOAD}", "x", {name: judged.borne for name, judged in found.items()})
+                _add(sheet, f"{pattern}, {_LOAD}", "x", {name: each.borne for name, each in found.items()})
             ratio, where = min(least)
             sheet.rate(_LEAST, "x", ratio, detail={"where": where})
             for name in LIVE:
@@ -118,4 +118,6 @@ SCENARIO = Scenario(
     measure,
     (_MODEL,),
     TARGETS,
+    experiment=4,
+    repeats=dict.fromkeys(Form, 1),
 )

@@ -10,7 +10,7 @@ from functools import partial
 import tfpool
 from bench import pool
 from bench.processes import cpu_seconds
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, Span, Steady, ms
 from tfpool.errors import Unavailable
 
@@ -99,4 +99,6 @@ SCENARIO = Scenario(
     measure,
     (_MODEL,),
     TARGETS,
+    experiment=7,
+    repeats={Form.QUICK: 1, Form.NORMAL: 1, Form.FULL: 2},
 )

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -20,7 +20,7 @@ from typing import Any
 
 from bench import pool
 from bench.processes import footprint, session
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
 from bench.scenarios.faults import silences, until
 from bench.steady import Notes, Steady
 from tfpool.errors import TfpoolError
@@ -28,7 +28,7 @@ from tfpool.testing.leaks import Traces, left_behind
 
 WORKERS = 2
 IN_FLIGHT = 64
-TIMES, QUICK_TIMES = 30, 3
+TIMES: Mapping[Form, int] = {Form.QUICK: 1, Form.NORMAL: 10, Form.FULL: 20}
 _MODEL = "ballast_100mb"
 _PAUSE_SECONDS = (0.1, 0.4)
 _MOVE_SECONDS = 60.0
@@ -50,7 +50,7 @@ TARGETS = {
 def measure(settings: Settings) -> Outcome:
     """A pool of its own for each part, one client process."""
     sheet = Sheet(TARGETS)
-    times = QUICK_TIMES if settings.quick else TIMES
+    times = TIMES[settings.form]
     for number in settings.repeats():
         longest = 0.0
         for part in (QUIET, SOURCE, TARGET, BROKER):
@@ -195,4 +195,6 @@ SCENARIO = Scenario(
     measure,
     (_MODEL,),
     TARGETS,
+    experiment=8,
+    repeats=dict.fromkeys(Form, 1),
 )

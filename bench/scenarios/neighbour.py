@@ -7,7 +7,7 @@ import numpy as np
 from bench import pool
 from bench.arrivals import poisson
 from bench.open import Stream
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
 
 FACTOR = 5.0
 SHARE = 0.2  # of the worker's time, that the victim asks for
@@ -47,7 +47,7 @@ def measure(settings: Settings) -> Outcome:
             sheet.rate(_FIGURE, "%", beside.share(allowed / 1e3), detail=told)
             sheet.cost("the victim's p99, beside alone", "ms", beside.ms(0.99), alone.ms(0.99))
             sheet.cost("a batch of the neighbour", "ms", batch)
-            sheet.cost("the victim's failures", "", sum(beside.errors.values()))
+            sheet.cost("the victim's failures", "", beside.failed)
             sheet.rate("the neighbour's answers in time", "req/s", noise.on_time(DEADLINE_SECONDS) / window)
     return sheet.outcome()
 
@@ -58,4 +58,6 @@ SCENARIO = Scenario(
     measure,
     (_MODEL,),
     TARGETS,
+    experiment=8,
+    repeats={Form.QUICK: 1, Form.NORMAL: 1, Form.FULL: 3},
 )

@@ -10,7 +10,7 @@ import tfpool
 from bench import pool
 from bench.arrivals import poisson
 from bench.open import Stream
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
 
 FACTORS = (0.5, 1.0, 2.0, 3.0)
 DEADLINE_SECONDS = 0.2
@@ -77,8 +77,8 @@ def _measure(
         sheet.rate(f"{name}, in time at {factor:g}x, beside the peak", "req/s", goodput, peak, told)
         sheet.cost(f"{name}, begun late at {factor:g}x", "", late)
         sheet.cost(p99, "ms", beside.ms(0.99), alone.ms(0.99))
-        sheet.cost(f"{name}, the quiet model's failures at {factor:g}x", "", sum(beside.errors.values()))
-        sheet.cost(f"{name}, p99 of how late requests left at {factor:g}x", "ms", traffic.told()["left_late_p99_ms"])
+        sheet.cost(f"{name}, the quiet model's failures at {factor:g}x", "", beside.failed)
+        sheet.cost(f"{name}, p99 of how late requests left at {factor:g}x", "ms", traffic.late_ms(0.99))
 
 
 def _begun_late(served: tfpool.Pool) -> int:
@@ -92,4 +92,6 @@ SCENARIO = Scenario(
     measure,
     (_MODEL,),
     TARGETS,
+    experiment=8,
+    repeats={Form.QUICK: 1, Form.NORMAL: 1, Form.FULL: 2},
 )

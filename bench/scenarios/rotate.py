@@ -20,20 +20,21 @@ import numpy as np
 
 import tfpool
 from bench import pool
-from bench.arrivals import poisson
-from bench.children import Channel, Child
+from bench.arrivals import Schedule, poisson
+from bench.children import Channel
 from bench.errors import WrongAnswer
 from bench.fleet import sleep_until
 from bench.loads import wrong
-from bench.open import START_SECONDS, Sending, Stream, Traffic, as_requests
+from bench.open import Roaming, as_requests
 from bench.processes import footprint
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
+from bench.senders import START_SECONDS, Sender, Traffic, orders
 from bench.steady import ms
 from tfpool.wire.tensors import Array
 
-MODELS, QUICK_MODELS = 40, 8
+MODELS, QUICK_MODELS = 40, 6
 WORKERS = 2
-TURN_SECONDS, QUICK_TURN_SECONDS = 20.0, 3.0
+TURN_SECONDS, QUICK_TURN_SECONDS = 20.0, 2.0
 TURNS, QUICK_TURNS = 3, 2
 EXPONENT = 1.5
 STRIDE = 7  # ranks, by which each model's changes from turn to turn
@@ -46,6 +47,7 @@ _DRAWN = 4096
 _CHECKED = 16
 _LOOK_SECONDS = 1.0
 _SAFE_SECONDS = 300.0  # a deadline that nobody refuses a request for
+_HOUR_SECONDS = 3600.0
 _LOADED_SHARE = 0.9  # of a budget, that loads may fill
 
 OURS, STATIC = "ours", "static"
@@ -72,21 +74,20 @@ def measure(settings: Settings) -> Outcome:
         for name, policy in ((STATIC, "static"), (OURS, "auto")):
             more = {"memory_budget": budget, "policy": policy, "log_level": "info", "log_format": "json"}
             pools[name] = stack.enter_context(pool.configure(settings, models, WORKERS, **more))
-            askers[name] = Asker(pools[name], names, settings.models.samples[_MODEL])
-            stack.callback(askers[name].close)
+            askers[name] = stack.enter_context(Asker(pools[name], names, settings.models.samples[_MODEL]))
         settings.progress.say("what the workers can do")
         even = np.full((1, len(names)), 1 / len(names))
         capacity = askers[STATIC].closed(Ranks(even, turn), 0)[0] / turn
         for number in settings.repeats():
             ranks = Ranks(rotating(len(names), turns, number), turn)
-            moments, picks = ranks.arrivals(LOAD * capacity, number)
+            schedule = Schedule(*ranks.arrivals(LOAD * capacity, number), ranks.seconds)
             seen: dict[str, Traffic] = {}
             answers: dict[str, int] = {}
             failed = 0
             moves = Moves(pools[OURS])
             for name in (STATIC, OURS):
                 settings.progress.say(f"{name}, open loop")
-                begin = askers[name].roam(moments, picks, ranks.seconds)
+                begin = askers[name].roam(schedule)
                 moves.watch(askers[name])
                 seen[name] = askers[name].collect()
                 if name == OURS:
@@ -95,7 +96,7 @@ def measure(settings: Settings) -> Outcome:
                 settings.progress.say(f"{name}, closed loop")
                 answers[name], errors = askers[name].closed(ranks, number)
                 failed += errors if name == OURS else 0
-            failed += sum(seen[OURS].errors.values())
+            failed += seen[OURS].failed
             _add(sheet, ranks, seen, made, failed)
             sheet.rate("answers, closed loop, beside the static pool", "", answers[OURS], answers[STATIC])
             sheet.rate("the most that there is to gain", "x", most_gain(ranks.shares, _held(pools[STATIC], names)))
@@ -156,36 +157,27 @@ class Ranks:
         random = np.random.default_rng(seed)
         return [random.choice(len(shares), _DRAWN, p=shares).tolist() for shares in self.shares]
 
-    def arrivals(self, rate: float, seed: int) -> tuple[Array, list[int]]:
+    def arrivals(self, rate: float, seed: int) -> tuple[Array, Array]:
         """Poisson: moments, increasing, and a model for each."""
         random = np.random.default_rng(seed)
         moments = poisson(rate, self.seconds, random)
         counts = np.bincount((moments // self.turn).astype(int), minlength=len(self.shares))
         picks = [random.choice(len(shares), n, p=shares) for shares, n in zip(self.shares, counts, strict=True)]
-        return moments, np.concatenate(picks).tolist()
+        return moments, np.concatenate(picks)
 
 
-class Asker(Stream):
+class Asker(Sender):
     """A child with one client, which asks many models with a row a request."""
 
     def __init__(self, served: tfpool.Pool, models: Sequence[str], samples: str) -> None:
-        self._window = 0.0
-        self._child = Child(ask, served.endpoint, list(models), samples)
-        try:
-            self._child.hear()
-        except BaseException:
-            self._child.close()
-            raise
+        super().__init__(ask, served.endpoint, list(models), samples)
 
-    def close(self) -> None:
-        self._child.close()
-
-    def roam(self, moments: Array, picks: Sequence[int], window: float) -> float:
-        """Send a request to each of these models, at its moment; when that begins (monotonic seconds).
-        :meth:`collect` must follow."""
-        self._window = window
+    def roam(self, schedule: Schedule) -> float:
+        """Send it, with no deadlines to speak of; when that begins (monotonic seconds). :meth:`collect` must
+        follow."""
+        self.load(schedule, _SAFE_SECONDS)
         begin = time.monotonic() + START_SECONDS
-        self._child.tell({"begin": begin, "moments": moments.tolist(), "picks": list(picks), "timeout": _SAFE_SECONDS})
+        self.go(begin)
         return begin
 
     def over(self) -> bool:
@@ -270,7 +262,7 @@ def _add(sheet: Sheet, ranks: Ranks, seen: dict[str, Traffic], moves: list[Move]
     around = near(ours.due, moves)
     told = {"moves": [vars(move) for move in moves], "ours": ours.told(), "static": static.told()}
     sheet.cost("failed requests", "", failed, detail={"errors": ours.errors})
-    sheet.rate("moves", "", len(moves), detail=told)
+    sheet.cost("moves an hour", "", len(moves) / ranks.seconds * _HOUR_SECONDS, detail=told)
     sheet.cost("moves that were undone", "%", 100 * undone(moves, ranks.turn) / max(1, len(moves)))
     sheet.rate("requests around moves", "%", 100 * float(around.mean()))
     for q, name in ((0.999, "p99.9"), (0.5, "p50")):
@@ -298,24 +290,12 @@ def ask(channel: Channel, endpoint: str, models: list[str], samples: str) -> Non
         for model in models:
             client.predict(model, x[0])
         channel.say("connected")
-        while (order := channel.hear()) is not None:
+        for order in orders(channel):
             if "moments" in order:
                 roaming = Roaming(client, [models[n] for n in order["picks"]], x, y)
                 channel.say(roaming.run(order["begin"], order["moments"], order["timeout"]))
             else:
                 channel.say(Lanes(client, models, x, y).run(order["drawn"], order["turn"]))
-
-
-class Roaming(Sending):
-    """An open loop that asks another model each time."""
-
-    def __init__(self, client: tfpool.Client, picks: Sequence[str], rows: Sequence[Array], answers: Sequence[Array]):
-        super().__init__(client, "", rows, answers)
-        self._picks = picks
-
-    def _send(self, number: int, timeout: float) -> None:
-        self._model = self._picks[number]
-        super()._send(number, timeout)
 
 
 class Lanes:
@@ -368,4 +348,6 @@ SCENARIO = Scenario(
     measure,
     (_MODEL,),
     TARGETS,
+    experiment=7,
+    repeats=dict.fromkeys(Form, 1),
 )

@@ -6,21 +6,23 @@ import json
 import shutil
 import time
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import tfpool
 from bench import pool
+from bench.caches import Stock, play
 from bench.processes import footprint
-from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
+from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
 from bench.steady import Notes, Steady, ms
+from tfpool.testing.placement_policies import LruCache
 from tfpool.wire.tensors import Array
 
 MODELS, QUICK_MODELS = 200, 40
@@ -32,10 +34,13 @@ WORKERS = 2
 _SAMPLE_SECONDS = 0.1
 _MODEL = "ballast_5mb"
 
+MOST_UNIQUE = "most that a worker had to itself, beside its budget"
+_MOST_ADDED = "most PSS that models added, beside what the budget has for them"
+
 TARGETS = {
     "failures": Target(0.0, on="ours"),
-    "most that a worker had to itself, beside its budget": Target(1.0),
-    "most PSS that models added, beside what the budget has for them": Target(1.0),
+    MOST_UNIQUE: Target(1.0),
+    _MOST_ADDED: Target(1.0),
     "evictions, beside an ideal LRU": Target(1.2),
 }
 
@@ -93,56 +98,57 @@ def zipf(models: int, requests: int, seed: int) -> list[int]:
     return chosen
 
 
-def lru(picks: Iterable[int], room: int) -> tuple[int, int]:
+def lru(picks: Sequence[int], room: int) -> tuple[int, int]:
     """Loads and evictions of a cache that keeps the ``room`` models that were asked for last."""
-    held: OrderedDict[int, None] = OrderedDict()
-    loads = evictions = 0
-    for model in picks:
-        if model in held:
-            held.move_to_end(model)
-            continue
-        loads += 1
-        held[model] = None
-        if len(held) > room:
-            held.popitem(last=False)
-            evictions += 1
-    return loads, evictions
+    alike = [1] * (max(picks) + 1)
+    played = play(LruCache(), Stock(alike, alike), picks, room)
+    return played.loads, played.evictions
 
 
 # -- what is seen meanwhile ----------------------------------------------------------------------------------------
 
 
+class Look(NamedTuple):
+    """Bytes of a worker: PSS, what it alone has, what the pool knows of that, and its budget."""
+
+    pss: int
+    unique: int
+    known: int
+    budget: int
+
+
 @dataclass
 class Watch:
-    """Looks at a pool: its workers' memory, and its log, which says when which model was in memory."""
+    """Looks at a pool: its workers' memory, and its log, which says when which model was in memory.
+
+    ``added`` has the PSS that a worker has over the one it had when it was empty, in MB, and the MB of its budget
+    that are for models. The rest of its PSS is its share of TensorFlow's own pages.
+    """
 
     served: tfpool.Pool
-    samples: list[dict[str, tuple[int, int, int, int]]] = field(default_factory=list)
+    samples: list[dict[str, Look]] = field(default_factory=list)
     added: list[tuple[float, float]] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
     _empty: dict[int, int] = field(default_factory=dict)
     _lines: dict[str, None] = field(default_factory=dict)
 
     def look(self) -> None:
-        """One sample: of each worker PSS, unique bytes, what the pool thinks these are, and its budget.
-
-        ``added`` has the PSS that a worker has over the one it had when it was empty, in MB, and the MB of its budget
-        that are for models. The rest of its PSS is its share of TensorFlow's own pages.
-        """
+        """One sample of all workers."""
         self._lines |= dict.fromkeys(self.served.log().splitlines())
         sample = {}
         for row in self.served.client().workers():
             with suppress(OSError):  # it is being replaced
                 found, told = footprint(row["pid"]), row["memory"]
-                sample[row["name"]] = (found.pss, found.unique, told["unique"], told["budget"])
+                sample[row["name"]] = Look(found.pss, found.unique, told["unique"], told["budget"])
                 self.pids.add(row["pid"])
                 before = self._empty.setdefault(row["pid"], found.pss)
                 self.added.append(((found.pss - before) / 1e6, (told["budget"] - told["base"]) / 1e6))
         self.samples.append(sample)
 
-    def shares(self, index: int) -> Iterator[tuple[float, float]]:
-        """MB, and those of the budget, of every sample."""
-        return ((values[index] / 1e6, values[3] / 1e6) for sample in self.samples for values in sample.values())
+    def fullest(self, tell: Callable[[Look], int]) -> tuple[float, float]:
+        """MB of the worker that was the nearest to its budget, or the farthest over it, and the MB of that."""
+        looks = (look for sample in self.samples for look in sample.values())
+        return fullest((tell(look) / 1e6, look.budget / 1e6) for look in looks)
 
     def changes(self) -> Iterator[tuple[float, str, bool]]:
         """When (monotonic seconds) which model came to be in memory, or left it."""
@@ -171,9 +177,20 @@ class Residency:
 
     def cold(self, model: str, moment: float) -> bool:
         """Whether a request of this moment has to wait for a load."""
+        return self.wait(model, moment) > 0
+
+    def wait(self, model: str, moment: float) -> float:
+        """Seconds from a moment until a model is in memory; infinite where it never is."""
         moments, states = self._of.get(model, ([], []))
-        last = bisect_right(moments, moment) - 1
-        return last < 0 or not states[last]
+        after = bisect_right(moments, moment)
+        if after and states[after - 1]:
+            return 0.0
+        return next((came - moment for came, here in zip(moments[after:], states[after:], strict=True) if here), inf)
+
+
+def fullest(shares: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Of pairs of what is there and what may be, the one with the most of what may be."""
+    return max(shares, key=lambda share: share[0] / share[1])
 
 
 def _add(sheet: Sheet, served: tfpool.Pool, watch: Watch, notes: Notes, picks: Sequence[int], took: float) -> None:
@@ -184,11 +201,10 @@ def _add(sheet: Sheet, served: tfpool.Pool, watch: Watch, notes: Notes, picks: S
     loads, evictions = lru(picks, ROOM)
     sheet.rate("requests", "req/s", len(notes.due) / took)
     sheet.cost("failures", "", notes.failed, detail={"errors": list(notes.errors)})
-    for name, index in (("PSS of a worker", 0), ("that a worker had to itself", 1), ("that the pool knew of", 2)):
-        ours, budget = max(watch.shares(index), key=lambda share: share[0] / share[1])
-        sheet.cost(f"most {name}, beside its budget", "MB", ours, budget)
-    ours, budget = max(watch.added, key=lambda share: share[0] / share[1])
-    sheet.cost("most PSS that models added, beside what the budget has for them", "MB", ours, budget)
+    sheet.cost("most PSS of a worker, beside its budget", "MB", *watch.fullest(lambda look: look.pss))
+    sheet.cost(MOST_UNIQUE, "MB", *watch.fullest(lambda look: look.unique))
+    sheet.cost("most that the pool knew of, beside its budget", "MB", *watch.fullest(lambda look: look.known))
+    sheet.cost(_MOST_ADDED, "MB", *fullest(watch.added))
     sheet.rate("most models at once, beside those with room", "", residency.most, ROOM)
     sheet.cost("evictions, beside an ideal LRU", "", told["evictions"], evictions)
     sheet.cost("loads, beside an ideal LRU", "", told["loads"], loads)
@@ -206,4 +222,6 @@ SCENARIO = Scenario(
     measure,
     (_MODEL,),
     TARGETS,
+    experiment=6,
+    repeats=dict.fromkeys(Form, 1),
 )

@@ -115,7 +115,7 @@ def test_an_open_loop_tells_of_every_request() -> None:
     assert len(told["due"]) == len(told["lateness"]) == len(told["seconds"]) == 40
     assert [np.isfinite(seconds) for seconds in told["seconds"]] == [True, True, False, True] * 10
     assert told["errors"] == {"RESOURCE_EXHAUSTED": 10}
-    assert (told["checked"], told["wrong"]) == (3, 0)
+    assert (told["checked"], told["wrong"]) == (2, 0)
     assert all(late >= 0 for late in told["lateness"])
 
 
@@ -123,7 +123,7 @@ def test_an_open_loop_finds_wrong_answers() -> None:
     rows = [np.float32([n, n]) for n in (1, 2, 3, 4)]
     client: Any = Echo()
     told = Sending(client, "m", rows, [rows[0] + 1, *rows[1:]]).run(time.monotonic(), [0.0] * 40, 5.0)
-    assert told["wrong"] == told["checked"] == 3
+    assert (told["checked"], told["wrong"]) == (3, 1)
 
 
 def test_a_deadline_counts_from_when_a_request_was_due() -> None:

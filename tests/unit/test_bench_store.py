@@ -15,7 +15,7 @@ from bench import variants
 from bench.errors import ChildFailed
 from bench.scenario import Models, Settings
 from bench.scenarios import coldstart, many
-from bench.scenarios.coldstart import Asked, budget
+from bench.scenarios.coldstart import Asked
 from bench.steady import Notes
 from bench.variants import ROWS, Variant, build, rows_of
 from bench.variety import Asking, agree, twins
@@ -188,11 +188,6 @@ def test_what_the_first_models_add_for_all_is_not_counted_again() -> None:
     assert seen.of(105) == 2210
 
 
-def test_a_budget_has_room_for_models_and_for_loads() -> None:
-    assert budget(90, 900, 10) == 1100
-    assert budget(90, 0, 450) == 2100
-
-
 def test_requests_are_the_same_for_all_pools_of_a_repeat() -> None:
     asked, again, other = (Asked.of(replace(SETTINGS, seconds=100.0), 50, seed) for seed in (1, 1, 2))
     assert np.array_equal(asked.moments, again.moments)
@@ -206,12 +201,7 @@ def test_requests_are_the_same_for_all_pools_of_a_repeat() -> None:
 
 def test_cold_requests_are_told_apart() -> None:
     notes = Notes(np.arange(4), np.zeros(4), np.array([0.4, 0.1, 0.3, 0.2]))
-    seen = coldstart.Seen(notes, np.array([True, False, True, False]), 2, 1)
+    seen = coldstart.Seen(notes, np.array([0.3, 0.0, 0.1, 0.0]), 2, 1)
     assert seen.seconds().tolist() == [0.1, 0.2, 0.3, 0.4]
     assert seen.seconds(True).tolist() == [0.3, 0.4]
     assert seen.seconds(False).tolist() == [0.1, 0.2]
-
-
-@pytest.mark.parametrize(("form", "nbytes"), [("mapped", 14), ("inlined", 0), ("plain", 0)])
-def test_only_mapped_files_are_shared(form: str, nbytes: int) -> None:
-    assert coldstart._shared({"forms": {"cpu0": form}, "store": {"shared_bytes": 14}}) == nbytes

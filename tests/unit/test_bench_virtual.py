@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
+from bench import team
 from bench.arrivals import BURST, BURST_SHARE, bursts, poisson
 from bench.crowd import Crowd, placed, zipf_shares
-from bench.games import AIMD, DEADLINES, MODELS, OURS, PATTERNS, WORKERS, Arrivals, Game, best, capacity
+from bench.errors import ChildFailed
+from bench.games import AIMD, DEADLINES, MODELS, OURS, PATTERNS, WORKERS, Arrivals, Game, best, capacity, judge
 from bench.rules import Aimd, Fixed, grid
 from bench.scenarios.goodput import ratios
+from bench.team import Team
 from bench.virtual import NEVER, Model, Ours, Outcome, Request, Rule, play
 
 SLOW = Model.of("slow", 0, fixed=1.0, row=0.1)
@@ -220,3 +225,54 @@ def test_a_crowd_keeps_its_requests_under_way() -> None:
     assert 0 < cost.p50_us <= cost.p99_us <= cost.max_us
     flying = sum(batch.requests for name in crowd._names for batch in crowd._batches[name])
     assert flying + crowd.scheduler.waiting_rows() == 30
+
+
+# -- who plays -----------------------------------------------------------------------------------------------------
+
+
+class Player:
+    """In the place of a child: squares what it is told, and fails at 7."""
+
+    all: ClassVar[list[Player]] = []
+
+    def __init__(self, function: object) -> None:
+        self.told: list[int] = []
+        self.closed = False
+        self.all.append(self)
+
+    def tell(self, value: int) -> None:
+        self.told.append(value)
+
+    def hear(self, timeout: float) -> int:
+        if self.told[-1] == 7:
+            raise ChildFailed("it is 7")
+        return self.told[-1] ** 2
+
+    def __enter__(self) -> Player:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def players(monkeypatch: pytest.MonkeyPatch) -> list[Player]:
+    monkeypatch.setattr(Player, "all", [])
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 4})
+    monkeypatch.setattr(team, "Child", Player)
+    return Player.all
+
+
+@pytest.mark.parametrize("orders", [[], [2], [3, 1, 2], [5, 4, 3, 2, 1]])
+def test_a_team_shares_the_orders_and_answers_in_their_order(players: list[Player], orders: list[int]) -> None:
+    with Team(judge) as crew:
+        assert list(crew.answers(orders, 1.0)) == [order**2 for order in orders]
+    assert sorted(order for player in players for order in player.told) == sorted(orders)
+    assert [len(player.told) for player in players] == [len(orders[first::3]) for first in range(3)]
+    assert [player.closed for player in players] == [True] * 3
+
+
+def test_a_team_ends_with_one_of_its_children(players: list[Player]) -> None:
+    with pytest.raises(ChildFailed, match="it is 7"), Team(judge) as crew:
+        list(crew.answers([1, 7, 2], 1.0))
+    assert [player.closed for player in players] == [True] * 3
