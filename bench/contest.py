@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
 from bench.arrivals import Schedule, poisson
-from bench.errors import PeerAbsent, WrongAnswer
+from bench.errors import ChildFailed, PeerAbsent, WrongAnswer
+from bench.peers.peer import Array, Peer, Task
 from bench.peers.registry import PEERS
-from bench.peers.serving import serving
+from bench.peers.serving import Served, serving
 from bench.points import Point
 from bench.scenario import Settings, Sheet
 from bench.systems import OURS, OURS_HTTP, System, samples, task, theirs
 
 BEST = "the best peer"
-FAR_BEHIND = 0.1  # of what ours answers
+FAR_BEHIND = 0.5  # of what ours answers
 POISSON = "poisson"
 _LEAST_REQUESTS = 500  # that an open loop sends, or p99 would be a handful
 
@@ -72,31 +75,62 @@ def contest(
             sheet.lack(peer.title, "the quick form measures one peer")
             continue
         settings.progress.say(f"starting {peer.title}")
+        seen: dict[Load, list[Round]] = {}
         try:
-            with serving(peer, task(settings, peer, model, processes), rows, answers) as served:
-                found[peer.title] = _rounds(settings, sheet, [*ours, theirs(settings, served)], loads)
-        except (PeerAbsent, WrongAnswer) as error:
+            with _started(peer, task(settings, peer, model, processes), rows, answers) as served:
+                _rounds(settings, sheet, [*ours, theirs(settings, served)], loads, seen)
+        except PeerAbsent as error:
             sheet.lack(peer.title, str(error))
+        if seen:
+            found[peer.title] = seen
     return found
 
 
-def _rounds(settings: Settings, sheet: Sheet, systems: Sequence[System], loads: Sequence[Load]) -> Rounds:
-    """All repeats; in every other one the order is turned round. Who is far behind after the first is measured once,
-    and loads that a peer cannot bear are spared it."""
-    found: dict[Load, list[Round]] = {}
+@contextmanager
+def _started(peer: Peer, asked: Task, rows: Array, answers: Array) -> Iterator[Served]:
+    """Raises PeerAbsent for wrong answers too; what goes wrong in the block is not always the peer's."""
+    with ExitStack() as stack:
+        try:
+            served = stack.enter_context(serving(peer, asked, rows, answers))
+        except WrongAnswer as error:
+            raise PeerAbsent(str(error)) from None
+        yield served
+
+
+def _rounds(
+    settings: Settings,
+    sheet: Sheet,
+    systems: Sequence[System],
+    loads: Sequence[Load],
+    found: dict[Load, list[Round]],
+) -> None:
+    """All repeats, into ``found``; in every other one the order is turned round. Who is far behind after the first is
+    measured once, and loads that a peer cannot bear are spared it. Raises PeerAbsent where the peer fails."""
     for number in range(settings.repeat):
         settings.progress.more(1)
         for load in loads:
             if _bears(found, load, systems[-1].name):
                 order = systems if number % 2 else systems[::-1]
-                points = {system.name: load.put(settings, system, number) for system in order}
+                points = {one.name: _put(settings, load, one, number, systems[-1]) for one in order}
                 for system in systems:
                     sheet.point(points[system.name])
                 found.setdefault(load, []).append(points)
         settings.progress.step()
         if _far_behind(found, systems):
             break
-    return found
+
+
+def _put(settings: Settings, load: Load, system: System, number: int, peer: System) -> Point:
+    """Raises PeerAbsent where it is the peer that fails: what it did before counts. Ours fails the scenario."""
+    try:
+        point = load.put(settings, system, number)
+    except (WrongAnswer, ChildFailed, OSError) as error:
+        if system is not peer:
+            raise
+        raise PeerAbsent(f"failed in repeat {number + 1}, {load.name}; what it did before counts: {error}") from None
+    if point.failed and system is not peer:
+        raise WrongAnswer(f"{system.name}, {load.name}: {point.failed} requests have no answer")
+    return point
 
 
 def _bears(found: Rounds, load: Load, name: str) -> bool:
@@ -112,13 +146,19 @@ def _far_behind(found: Rounds, systems: Sequence[System]) -> bool:
     return first[systems[-1].name].rate < FAR_BEHIND * first[systems[0].name].rate
 
 
+def complete(found: Mapping[str, Rounds]) -> bool:
+    """Whether every peer was measured: or the best of them may be another one."""
+    return len(found) == len(PEERS)
+
+
 def best(found: Mapping[str, Rounds], load: Load) -> str:
     """The peer that answers the most in a closed loop, or the quickest (p99) in an open one."""
 
     def merit(title: str) -> float:
         points = [one[title] for one in found[title][load]]
-        closed = isinstance(load, Closed)
-        return median(point.rate if closed else -point.at_us(0.99) for point in points)
+        if isinstance(load, Closed):
+            return median(point.rate for point in points)
+        return median(-math.inf if point.failed else -point.at_us(0.99) for point in points)
 
     return max((title for title in found if load in found[title]), key=merit)
 
@@ -138,7 +178,7 @@ def tell(sheet: Sheet, found: Mapping[str, Rounds], loads: Sequence[Load], what:
 def _compare(sheet: Sheet, load: str, where: str, points: Round, title: str) -> None:
     other = points[title]
     for name, prefix in ((OURS, ""), (OURS_HTTP, "HTTP, ")):
-        mine, told = points[name], {"peer": title}
+        mine, told = points[name], {"peer": title, "failed": other.failed}
         if other.load == "closed" and other.level > 1:
             sheet.rate(f"{prefix}{load}, beside {where}", "req/s", mine.rate, other.rate, told)
             continue

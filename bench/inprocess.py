@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.children import Channel, Child
+from bench.children import ANSWER_SECONDS, Channel, Child
 from bench.models import MAKERS
 from bench.points import quantile
 from bench.scenario import Models, Settings
@@ -43,7 +43,7 @@ _ROW_SHAPES: Mapping[str, tuple[int, ...]] = {
 def make_models(directory: str, names: Sequence[str]) -> Models:
     """The models of a run, below ``directory``, made in a child."""
     with Child(make, directory, list(names)) as child:
-        paths, samples = child.hear(MAKE_SECONDS)
+        paths, samples = child.hear(MAKE_SECONDS * len(names))
     return Models(paths, samples)
 
 
@@ -108,12 +108,12 @@ class Roofline:
     def p50_us(self, settings: Settings) -> float:
         """Microseconds of a call on one row."""
         settings.progress.say(f"{self._label}, 1 row")
-        return float(self._children[0].ask([1, settings.window])["p50_us"])
+        return float(self._children[0].ask([1, settings.window], settings.window + ANSWER_SECONDS)["p50_us"])
 
     def _rate(self, size: int, seconds: float) -> float:
         for child in self._children:
             child.tell([size, seconds])
-        return sum(float(child.hear()["rate"]) for child in self._children)
+        return sum(float(child.hear(seconds + ANSWER_SECONDS)["rate"]) for child in self._children)
 
     def __enter__(self) -> Roofline:
         return self

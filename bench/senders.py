@@ -71,7 +71,8 @@ class Traffic:
         latencies = self._answered()
         cpu_us = {CLIENT: self._cpu_us(), **served_us}
         quantiles = [1e6 * seconds for seconds in at_quantiles(latencies)]
-        rate = len(latencies) / self.window
+        ended = (self.due + self.seconds)[np.isfinite(self.seconds)]
+        rate = len(latencies) / max(self.window, float(ended.max(initial=0.0)))
         return Point(system, model, load, level, rate, quantiles, cpu_us, failed=self.failed)
 
     def told(self) -> dict[str, Any]:

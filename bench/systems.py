@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -33,7 +36,9 @@ from tfpool.testing.fronts import await_front, free_address
 from tfpool.wire.tensors import Array
 
 OURS, OURS_HTTP, OURS_PLAIN = "tfpool", "tfpool, HTTP", "tfpool, store off"
+_BUSY = ("gateway", "broker", "worker")
 _AUDIT_SECONDS = 0.05
+_AUDIT_SHARE = 0.002  # of the requests under way: they are work that is not counted
 
 
 class System(Protocol):
@@ -78,39 +83,39 @@ class Web:
         posts: list[Post],
         audit: Callable[[int, bytes], None],
         pids: Callable[[], Mapping[str, list[int]]],
+        meter: Meter,
     ) -> None:
         self.name = name
         self._model = model
         self._posts = posts
         self._audit = audit
         self._pids = pids
+        self._meter = meter
 
     def closed(self, settings: Settings, in_flight: int) -> Point:
-        with self._audited():
-            load = wrk.shoot(settings, f"{self.name}, {self._model}", self._posts[0], in_flight, self._meter())
+        with self._audited(in_flight):
+            load = wrk.shoot(settings, f"{self.name}, {self._model}", self._posts[0], in_flight, self._meter)
         return load.point(self.name, self._model, in_flight, memory(self._pids()))
 
     def open(self, settings: Settings, schedule: Schedule, load: str, level: float) -> Point:
         settings.progress.say(f"{self.name}, {self._model}, {load} at {100 * level:g} %")
         with WebStream(self._posts, self._audit) as stream:
-            return _sent(stream, schedule, self._meter(), self.name, self._model, load, level)
-
-    def _meter(self) -> Meter:
-        pids = self._pids()
-        return lambda: {role: cpu_seconds(*some) for role, some in pids.items()}
+            return _sent(stream, schedule, self._meter, self.name, self._model, load, level)
 
     @contextmanager
-    def _audited(self) -> Iterator[None]:
-        """Ask and compare meanwhile. Raises WrongAnswer at the end."""
+    def _audited(self, in_flight: int) -> Iterator[None]:
+        """Ask and compare meanwhile, but seldom: the load is wrk's. Raises WrongAnswer at the end."""
         over, failures = threading.Event(), list[Exception]()
 
         def ask() -> None:
-            number = 0
             try:
-                while number == 0 or not over.wait(_AUDIT_SECONDS):
+                for number in cycle(range(len(self._posts))):
+                    begun = time.monotonic()
                     self._audit(number, self._posts[number].once())
-                    number = (number + 1) % len(self._posts)
-            except (WrongAnswer, OSError) as error:
+                    took = time.monotonic() - begun
+                    if over.wait(max(_AUDIT_SECONDS, took / (_AUDIT_SHARE * in_flight))):
+                        return
+            except Exception as error:  # whatever it is: nothing was compared any more
                 failures.append(error)
 
         thread = threading.Thread(target=ask, name="audit")
@@ -121,7 +126,7 @@ class Web:
             over.set()
             thread.join()
         if failures:
-            raise WrongAnswer(f"{self.name}: {failures[0]}")
+            raise WrongAnswer(f"{self.name}: {failures[0]}") from failures[0]
 
 
 def _sent(sender: Sender, schedule: Schedule, meter: Meter, name: str, model: str, load: str, level: float) -> Point:
@@ -165,7 +170,9 @@ def ours(settings: Settings, model: str, workers: int = 1, stored: bool = True) 
             if not np.allclose(got, answers[number : number + 1], RTOL, ATOL):
                 raise WrongAnswer("an answer is not TensorFlow's")
 
-        web = Web(OURS_HTTP, model, posts, audit, lambda: _roles(pool.processes(served)))
+        pids = _roles(pool.processes(served))
+        meter = partial(_spent, {role: some for role, some in pids.items() if role in _BUSY})
+        web = Web(OURS_HTTP, model, posts, audit, lambda: pids, meter)
         yield [Native(OURS if stored else OURS_PLAIN, served, model, fleet), web]
 
 
@@ -174,6 +181,11 @@ def compiled(settings: Settings, model: str) -> str:
     store = os.path.join(settings.directory, "store")
     variants.build(settings, [Variant(model, 0, settings.models.paths[model])], store)
     return store
+
+
+def _spent(pids: Mapping[str, list[int]]) -> dict[str, float]:
+    """CPU seconds by role."""
+    return {role: cpu_seconds(*some) for role, some in pids.items()}
 
 
 def _roles(pids: Mapping[str, int]) -> dict[str, list[int]]:
@@ -220,7 +232,8 @@ def theirs(settings: Settings, served: Served) -> Web:
     def audit(number: int, content: bytes) -> None:
         served.compare(content, answers[number : number + 1])
 
-    return Web(served.peer.title, served.task.model, posts, audit, lambda: {"server": list(served.pids())})
+    pids, meter = (lambda: {"server": list(served.pids())}), (lambda: {"server": served.cpu_seconds()})
+    return Web(served.peer.title, served.task.model, posts, audit, pids, meter)
 
 
 def samples(settings: Settings, model: str) -> tuple[Array, Array]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from bench.micro.verdict import Row, Verdict, entry, judge, too_noisy
 from bench.report import document
 from bench.report.tables import number, with_spread
 from bench.scenario import Models, Settings, Spread
+from bench.workspace import workspace
 from tfpool.errors import TfpoolError
 
 BASELINE = Path(__file__).parents[1] / "baseline.json"
@@ -87,7 +87,7 @@ class _Measured:
 def _measure(messages: Console, groups: Collection[str]) -> _Measured:
     measured = _Measured()
     bar = Bar(messages)
-    with tempfile.TemporaryDirectory(prefix="tfpool-bench-") as directory:
+    with workspace() as directory:
         settings = Settings(Models({}, {}), directory, bar, repeat=REPEATS)
         if micro := [group for group in suite.PAIRS if group in groups]:
             with bar.of("parts", REPEATS):

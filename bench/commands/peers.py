@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,7 @@ from bench.peers.registry import PEERS
 from bench.peers.serving import serving
 from bench.points import Point
 from bench.scenario import WINDOW_SECONDS, Settings
+from bench.workspace import workspace
 
 ALL = "all"
 _AS_GOOD = 0.9  # of the best rate: then the latency of one request at a time decides
@@ -97,7 +97,7 @@ def tune(name: str, model: str, in_flight: int, processes: int, seconds: float) 
     peer, bar = PEERS[name], Bar(Console(stderr=True, highlight=False))
     tried: dict[Batching, Trial] = {}
     failed: dict[Batching, str] = {}
-    with tempfile.TemporaryDirectory(prefix="tfpool-bench-") as directory:
+    with workspace() as directory:
         settings = Settings(make_models(directory, [model]), directory, bar, seconds)
         with bar.of(f"{name}, {model}", len(peer.batchings)):
             for batching in peer.batchings:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
-import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -21,10 +23,11 @@ from bench.report import document, tables
 from bench.report.document import Result
 from bench.scenario import WINDOW_SECONDS, Form, Models, Scenario, Settings
 from bench.scenarios import SCENARIOS
+from bench.workspace import workspace
 from tfpool.errors import TfpoolError
 
 ALL, PUBLISHED = "all", "published"
-LIMIT_SECONDS: Mapping[Form, float] = {Form.QUICK: 180.0, Form.NORMAL: 1800.0, Form.FULL: 7200.0}
+LIMIT_SECONDS: Mapping[Form, float] = {Form.QUICK: 180.0, Form.NORMAL: 7200.0, Form.FULL: 14400.0}
 _TABLE_WIDTH = 130
 _NAMES = click.Choice([*SCENARIOS, PUBLISHED, ALL])
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
@@ -75,16 +78,21 @@ def command(
     names: Sequence[str], form: str | None, seconds: float | None, repeat: int | None, file: Path | None
 ) -> None:
     """Run scenarios, in the order given; "published" runs those of the eight experiments, "all" every one."""
+    if file is not None and not os.access(file.parent, os.W_OK):
+        raise click.BadParameter(f"{file.parent} cannot be written", param_hint="--json")
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that every block is left in order
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     messages = Console(stderr=True, highlight=False)
     bar, scenarios, preamble = Bar(messages), chosen(names), document.preamble()
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="tfpool-bench-") as directory:
+    with workspace() as directory:
         needed = sorted({model for scenario in scenarios for model in scenario.models})
         if needed:
             messages.print(f"making {', '.join(needed)} with TensorFlow ...")
-        models = make_models(directory, needed) if needed else Models({}, {})
+        try:
+            models = make_models(directory, needed) if needed else Models({}, {})
+        except BenchError as error:
+            raise click.ClickException(f"the models could not be made: {error}") from None
         for scenario in scenarios:
             thorough = Form(form or Form.NORMAL.value)
             settings = Settings(models, directory, bar, seconds, repeat or scenario.repeats[thorough], thorough)
@@ -92,8 +100,15 @@ def command(
                 results.append(measured(scenario, settings))
             _print(results[-1])
             if file is not None:
-                file.write_text(json.dumps(document.document(preamble, thorough, results), indent=2) + "\n")
+                _write(file, document.document(preamble, thorough, results))
     sys.exit(1 if any(result.error for result in results) else 0)
+
+
+def _write(file: Path, whole: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(json.dumps(whole, indent=2, default=lambda number: number.item()) + "\n")  # numpy's
+    new.replace(file)
 
 
 def chosen(names: Sequence[str]) -> list[Scenario]:
@@ -109,8 +124,10 @@ def measured(scenario: Scenario, settings: Settings) -> Result:
     try:
         with _limit(LIMIT_SECONDS[settings.form]):
             outcome = scenario.measure(settings)
-    except (TfpoolError, BenchError, OSError) as error:
-        return Result(scenario, time.monotonic() - begun, error=f"{type(error).__name__}: {error}")
+    except Exception as error:  # whatever it is, the other scenarios are measured
+        expected = isinstance(error, TfpoolError | BenchError | OSError)
+        told = f"{type(error).__name__}: {error}" if expected else traceback.format_exc()
+        return Result(scenario, time.monotonic() - begun, error=told)
     return Result(scenario, time.monotonic() - begun, outcome)
 
 

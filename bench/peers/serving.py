@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import numpy as np
+import psutil
 
 from bench.errors import PeerAbsent, WrongAnswer
 from bench.peers import environments
 from bench.peers.peer import Array, Peer, Task
-from bench.processes import cpu_seconds
 from bench.warden import Guarded
 
 READY_SECONDS = 120.0
@@ -36,8 +36,9 @@ class Served:
     def cpu_seconds(self) -> float:
         """What its processes have taken until now, with those that this has seen before they ended."""
         for pid in self.pids():
-            with suppress(OSError):
-                self._spent[pid] = cpu_seconds(pid)
+            with suppress(psutil.NoSuchProcess):
+                times = psutil.Process(pid).cpu_times()  # with those of threads that have ended
+                self._spent[pid] = times.user + times.system
         return sum(self._spent.values())
 
     def ask(self, row: Array) -> bytes:

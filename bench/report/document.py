@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from math import isfinite
 from typing import Any
 
 from bench import machine
@@ -70,4 +71,5 @@ def _figure(figure: Figure) -> dict[str, Any]:
 def _spread(spread: Spread | None) -> dict[str, Any] | None:
     if spread is None:
         return None
-    return {"median": spread.median, "min": spread.least, "max": spread.most, "values": list(spread.values)}
+    told = [value if isfinite(value) else None for value in (spread.median, spread.least, spread.most, *spread.values)]
+    return {"median": told[0], "min": told[1], "max": told[2], "values": told[3:]}

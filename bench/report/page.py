@@ -16,6 +16,7 @@ from bench.report.palette import OURS
 from bench.report.plots import Plot
 from bench.report.reading import Measured, Run
 from bench.report.tables import Grid, figure_grid, figure_row, point_grid
+from bench.scenario import Form
 
 Found = Sequence[tuple[Run, Measured]]
 
@@ -23,10 +24,15 @@ _STYLE = Path(__file__).with_name("page.css")
 
 
 def latest(runs: Sequence[Run]) -> Found:
-    """Each scenario with the run that measured it last; runs come in the order of their dates."""
+    """Each scenario with the run that measured it last, of those in the most thorough form; runs come in the order of
+    their dates."""
+    thorough = list(Form)
     found: dict[str, tuple[Run, Measured]] = {}
     for run in runs:
         for name, measured in run.scenarios.items():
+            before = found.get(name)
+            if before is not None and thorough.index(run.form) < thorough.index(before[0].form):
+                continue
             found.pop(name, None)
             found[name] = run, measured
     return list(found.values())

@@ -16,6 +16,7 @@ import numpy as np
 from bench import pool, variants
 from bench.arrivals import poisson
 from bench.caches import Played, Stock, play, waits
+from bench.errors import BenchError
 from bench.scenario import Form, Outcome, Scenario, Settings, Sheet, Target
 from bench.scenarios.zipf import EXPONENT, MOST_UNIQUE, Residency, Watch, zipf
 from bench.steady import Notes, ms
@@ -114,7 +115,8 @@ def _sizes(settings: Settings, models: Sequence[Variant]) -> Sizes:
     with pool.configure(settings, _tables(models), WORKERS) as served, Asker(served, models) as asker:
         settings.progress.say(f"measuring {len(models)} models")
         asker.in_turn(range(len(models)))
-        asker.collect()
+        if (notes := asker.collect()).failed:
+            raise BenchError(f"got no answer from {notes.failed} of {len(models)} models, one by one: {notes.errors}")
         rows, workers = served.client().models(), served.client().workers()
     told = _by_kind(models, rows, "memory_bytes")
     empty = sum(worker["memory"]["base"] for worker in workers)
@@ -131,7 +133,7 @@ def _tables(models: Sequence[Variant]) -> list[dict[str, Any]]:
 def _by_kind(models: Sequence[Variant], rows: Sequence[Mapping[str, Any]], what: str) -> dict[str, float]:
     """The median of what a pool tells of the models of each kind that it has loaded."""
     told = {row["name"]: row[what] for row in rows if row[what]}
-    kinds = {model.kind for model in models}
+    kinds = {model.kind for model in models if model.name in told}
     return {kind: median(told[m.name] for m in models if m.kind == kind and m.name in told) for kind in kinds}
 
 

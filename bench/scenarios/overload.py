@@ -25,6 +25,7 @@ TARGETS = {
     f"apart, in time at {_MOST:g}x, beside the peak": Target(0.85),
     f"apart, begun late at {_MOST:g}x": Target(0.0, on="ours"),
     f"apart, p99 of the quiet model at {_MOST:g}x, beside alone": Target(2.0),
+    f"apart, the quiet model's failures at {_MOST:g}x": Target(0.0, on="ours"),
     f"together, in time at {_MOST:g}x, beside the peak": Target(0.85),
     f"together, begun late at {_MOST:g}x": Target(0.0, on="ours"),
 }

@@ -22,7 +22,7 @@ import tfpool
 from bench import pool
 from bench.arrivals import Schedule, poisson
 from bench.children import Channel
-from bench.errors import WrongAnswer
+from bench.errors import BenchError, WrongAnswer
 from bench.fleet import sleep_until
 from bench.loads import wrong
 from bench.open import Roaming, as_requests
@@ -97,6 +97,8 @@ def measure(settings: Settings) -> Outcome:
                 answers[name], errors = askers[name].closed(ranks, number)
                 failed += errors if name == OURS else 0
             failed += seen[OURS].failed
+            if not made and not settings.quick:
+                raise BenchError("no model was moved: nothing can be said of moves")
             _add(sheet, ranks, seen, made, failed)
             sheet.rate("answers, closed loop, beside the static pool", "", answers[OURS], answers[STATIC])
             sheet.rate("the most that there is to gain", "x", most_gain(ranks.shares, _held(pools[STATIC], names)))

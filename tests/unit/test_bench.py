@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -30,6 +33,7 @@ from bench.scenarios.swap import around, between
 from bench.scenarios.tensors import copies, size_name
 from bench.scenarios.zipf import Residency, lru, zipf
 from bench.steady import Notes, Run, ms
+from bench.workspace import workspace
 from tfpool.errors import NotFound
 
 
@@ -356,6 +360,40 @@ def test_a_scenario_that_fails_says_why_and_the_next_can_run(error: Exception) -
 
     assert measured(fail).error == f"{type(error).__name__}: {error}"
     assert measured(lambda settings: Outcome([RATE])).outcome.figures == [RATE]
+
+
+def test_a_bug_in_a_scenario_is_told_with_its_place() -> None:
+    def fail(settings: Settings) -> Outcome:
+        return [][0]  # type: ignore[no-any-return]
+
+    assert "test_bench.py" in measured(fail).error
+    assert measured(fail).error.rstrip().endswith("IndexError: list index out of range")
+
+
+def test_a_run_is_written_whole_with_numbers_that_json_has(tmp_path: Path) -> None:
+    figure = replace(RATE, reference=Spread((0.0, 1.0, 1.0)), detail=({"n": np.int64(3)},))
+    whole = document.document({}, Form.FULL, [Result(SCENARIOS["null"], 1.0, Outcome([figure]))])
+    run._write(tmp_path / "x.json", whole)
+    (found,) = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)["scenarios"][0]["figures"]
+    assert (found["ratio"]["max"], found["detail"]) == (None, [{"n": 3}])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_run() -> None:
+    result = CliRunner().invoke(main, ["run", "null", "--json", "/nonexistent/x.json"])
+    assert result.exit_code == 2
+    assert "/nonexistent cannot be written" in result.output
+
+
+def test_what_a_killed_run_has_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name in (f"tfpool-bench-{gone.pid}-x", f"tfpool-bench-{os.getpid()}-x", "tfpool-bench-x", "other-1-x"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    with workspace() as made:
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"tfpool-bench-{os.getpid()}-x", "tfpool-bench-x", "other-1-x", Path(made).name}
 
 
 def test_a_scenario_that_takes_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,9 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def values(self) -> Any:
             return [SimpleNamespace(title=title) for title in chosen]
 
+        def __len__(self) -> int:
+            return len(chosen)
+
     monkeypatch.setattr(contest, "PEERS", Registry())
     return chosen
 
@@ -138,8 +141,8 @@ def test_an_open_load_lasts_until_there_are_enough_requests(tmp_path: Path) -> N
 
 
 def test_who_is_far_behind_is_measured_once(tmp_path: Path, peers: dict[str, Any]) -> None:
-    peers["near"] = Fake("near", {1: 500.0, 64: 8001.0})
-    peers["far"] = Fake("far", {1: 500.0, 64: 7999.0})
+    peers["near"] = Fake("near", {1: 500.0, 64: 40_001.0})
+    peers["far"] = Fake("far", {1: 500.0, 64: 39_999.0})
     found = contest.contest(settings(tmp_path), Sheet({}), ours(), "m", LOADS)
     assert [len(found[title][MANY]) for title in ("near", "far")] == [3, 1]
 
@@ -150,6 +153,37 @@ def test_a_peer_that_cannot_be_measured_is_told_and_the_others_go_on(tmp_path: P
     sheet = Sheet({})
     assert set(contest.contest(settings(tmp_path), sheet, ours(), "m", LOADS)) == {"B"}
     assert sheet.outcome().absent == {"absent": "not installed", "wrong": "nonsense"}
+
+
+@dataclass
+class Failing(Fake):
+    """Fails after so many loads."""
+
+    good: int = 0
+    error: Exception = field(default_factory=lambda: WrongAnswer("one socket error"))
+
+    def closed(self, settings: Settings, in_flight: int) -> Point:
+        self.good -= 1
+        if self.good < 0:
+            raise self.error
+        return super().closed(settings, in_flight)
+
+
+@pytest.mark.parametrize("error", [WrongAnswer("one socket error"), ChildFailed("slow"), OSError(111, "refused")])
+def test_what_a_peer_did_before_it_failed_counts(tmp_path: Path, peers: dict[str, Any], error: Exception) -> None:
+    peers["A"] = Failing("A", {1: 500.0, 64: 79_000.0}, good=3, error=error)
+    sheet = Sheet({})
+    found = contest.contest(settings(tmp_path), sheet, ours(), "m", LOADS)
+    assert [len(found["A"][load]) for load in LOADS] == [2, 1]
+    assert "repeat 2, 64 in flight" in sheet.outcome().absent["A"]
+    assert contest.complete(found)
+
+
+def test_ours_failing_fails_the_scenario(tmp_path: Path, peers: dict[str, Any]) -> None:
+    peers["A"] = Fake("A", {1: 500.0, 64: 40_000.0})
+    mine = [Failing(OURS, {1: 2000.0, 64: 80_000.0}, good=1), ours()[1]]
+    with pytest.raises(WrongAnswer, match="one socket error"):
+        contest.contest(settings(tmp_path), Sheet({}), mine, "m", LOADS)
 
 
 def test_the_quick_form_measures_one_peer_and_says_so(tmp_path: Path, peers: dict[str, Any]) -> None:
@@ -221,7 +255,7 @@ def test_a_fleet_tells_its_quantiles() -> None:
 
 # -- over HTTP -----------------------------------------------------------------------------------------------------
 
-TOLD = '{"requests": 400, "seconds": 2.0, "quantiles_us": [%s], "bad": %d}'
+TOLD = '{"requests": 400, "seconds": 2.0, "latencies": [%s], "bad": %d, "telling": 0.0}'
 
 
 @pytest.fixture
@@ -237,25 +271,38 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def quantiles() -> str:
-    return ", ".join(str(10 * n) for n in range(len(QUANTILES)))
+EVEN = "[10, 300], [90, 100]"
 
 
 def test_what_wrk_tells_becomes_a_load(tmp_path: Path, said: list[str]) -> None:
-    said.append("  some text\n" + TOLD % (quantiles(), 0))
+    said.append("  some text\n" + TOLD % (EVEN, 0))
     seconds = iter([1.0, 1.4])
     load = wrk.shoot(
         settings(tmp_path), "x", Post("h:1", "/p", b"b", {"A": 'q"'}), 4, lambda: {"server": next(seconds)}
     )
     assert (load.rate, load.requests) == (200.0, 400)
-    assert load.p50_us == 10 * QUANTILES.index(0.5)
+    assert (load.p50_us, load.p99_us) == (10.0, 90.0)
     assert load.cpu_us["server"] == pytest.approx(1000.0)
     assert 'wrk.headers["A"] = "q\\""' in (tmp_path / "wrk.lua").read_text()
 
 
+@pytest.mark.parametrize("connections", [1, 4])
+def test_what_wrk_believes_to_be_omitted_is_taken_out_again(tmp_path: Path, said: list[str], connections: int) -> None:
+    measured = {5000: 390, 6000: 9, 300_000: 1}
+    expected = 2_000_000 // (400 // connections)
+    told = dict(measured)
+    for value, count in measured.items():
+        for added in range(value - expected, expected, -expected) if value >= 2 * expected else ():
+            told[added] = told.get(added, 0) + count
+    assert sum(told.values()) > 400
+    said.append(TOLD % (", ".join(f"[{value}, {count}]" for value, count in sorted(told.items())), 0))
+    load = wrk.shoot(settings(tmp_path), "x", Post("h:1", "/p", b"", {}), connections)
+    assert (load.p50_us, load.p99_us, load.max_us) == (5000.0, 6000.0, 300_000.0)
+
+
 @pytest.mark.parametrize("bad", [1, 400])
 def test_one_bad_answer_is_too_many(tmp_path: Path, said: list[str], bad: int) -> None:
-    said.append(TOLD % (quantiles(), bad))
+    said.append(TOLD % (EVEN, bad))
     with pytest.raises(WrongAnswer, match=f"{bad} of 400"):
         wrk.shoot(settings(tmp_path), "x", Post("h:1", "/p", b"", {}), 4)
 
@@ -281,7 +328,7 @@ def test_answers_are_compared_while_the_load_goes_on(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(systems.wrk, "shoot", shoot)
     posts = [SimpleNamespace(once=lambda: b""), SimpleNamespace(once=lambda: b"")]
-    web = Web("x", "m", posts, audit, dict)  # type: ignore[arg-type]
+    web = Web("x", "m", posts, audit, dict, dict)  # type: ignore[arg-type]
     assert web.closed(settings(tmp_path), 4).system == "x"
     assert asked[:3] == [0, 1, 0]
 
@@ -291,6 +338,6 @@ def test_a_wrong_answer_under_load_fails_it(tmp_path: Path, monkeypatch: pytest.
         raise WrongAnswer("an answer is not TensorFlow's")
 
     monkeypatch.setattr(systems.wrk, "shoot", lambda *_: merged([Tally(1, 1.0, 0.0)]))
-    web = Web("x", "m", [SimpleNamespace(once=lambda: b"")], audit, dict)  # type: ignore[arg-type,list-item]
+    web = Web("x", "m", [SimpleNamespace(once=lambda: b"")], audit, dict, dict)  # type: ignore[arg-type,list-item]
     with pytest.raises(WrongAnswer, match="x: an answer is not"):
         web.closed(settings(tmp_path), 4)

@@ -148,6 +148,7 @@ def test_a_budget_has_room_for_a_share_of_the_models_and_for_loads() -> None:
 def test_what_is_told_of_a_kind_is_the_median_of_those_that_were_loaded() -> None:
     rows = [{"name": model.name, "bytes": 10 * index} for index, model in enumerate(MODELS[:5])]  # the first has none
     assert coldstart._by_kind(MODELS, rows, "bytes") == {"big": 30.0, "small": 20.0}
+    assert coldstart._by_kind(MODELS, rows[:2], "bytes") == {"small": 10.0}
 
 
 def test_an_ideal_cache_gets_the_same_requests() -> None:
