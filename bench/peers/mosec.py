@@ -17,8 +17,9 @@ class Mosec(Peer):
     speaks = "raw float32 over HTTP"
     requirements = ("mosec==0.9.8",)
     batchings = tuple(Batching(rows, wait) for rows in (1, 8, 16, 32, 64) for wait in (0, 1))
-    # Tried with 64 in flight and 1 (MobileNetV2, two processes: 16 and 1): these, and 5 ms. No wait takes 12 ms with one in
-    # flight. Batches of MobileNetV2 leave one of the processes without work.
+    # Tried on a busy machine: the MLP and half_plus_two from 16 rows on, 64 in flight and 1; no wait takes 12 ms
+    # with one in flight. MobileNetV2 (two processes, 16 in flight and 1) with 1, 4, 8 and 32 rows: from 8 on
+    # fewer were answered.
     tuned = {  # noqa: RUF012
         "half_plus_two": Batching(64, 1),
         "mlp": Batching(64, 1),

@@ -1,7 +1,7 @@
 """Ray Serve: replicas are actors that speak HTTP, behind the HAProxy that comes with it.
 
-That way of running it is the one that its makers name for throughput; the default, a proxy in Python, answered a
-sixteenth of the requests here.
+Ray has a switch for it, for throughput. The default, a proxy in Python, answered a twentieth of the requests (the MLP,
+64 in flight).
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class RayServe(Peer):
     speaks = "raw float32 over HTTP"
     requirements = ("ray[serve]==2.60.0",)
     batchings = tuple(Batching(rows, wait) for rows in (1, 8, 32, 64) for wait in (0, 1))
-    # Tried with 64 in flight and 1 (MobileNetV2, two processes: 16 and 1): 1, 8, 32 and 64 rows. A wait costs itself with
-    # one in flight and wins nothing with 64; from 32 rows on there is no difference.
+    # Tried on a busy machine: the MLP and half_plus_two from 8 rows on, 64 in flight and 1; a wait costs itself
+    # with one in flight and wins nothing with 64. MobileNetV2 (two processes, 16 in flight and 1) with 1 and 8
+    # rows: no difference.
     tuned = {  # noqa: RUF012
         "half_plus_two": Batching(64, 0),
         "mlp": Batching(64, 0),

@@ -43,8 +43,9 @@ class Triton(Peer):
     requirements = ("numpy==1.26.4",)  # the backend misreads the arrays of numpy 2: their answers come out empty
     bare_requirements = ("nvidia-pytriton==0.7.0",)  # Triton 2.51; what pytriton needs is not needed
     batchings = tuple(Batching(rows, wait) for rows in (1, 8, 32, 64) for wait in (0, 1))
-    # Tried with 64 in flight and 1 (MobileNetV2, two processes: 16 and 1): all of these, and batches of 4. A delay costs
-    # itself with one in flight; with 64 it saves CPU time, and no more requests were answered. MobileNetV2: no difference.
+    # Tried on a busy machine: the MLP with all of these, half_plus_two from 8 rows on, 64 in flight and 1; a
+    # delay costs itself with one in flight, and whether it wins anything with 64 was not to be told from noise.
+    # MobileNetV2 (two processes, 16 in flight and 1) with 1, 4 and 8 rows: no difference.
     tuned = {  # noqa: RUF012
         "half_plus_two": Batching(64, 0),
         "mlp": Batching(64, 0),
