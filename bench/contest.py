@@ -20,7 +20,7 @@ from bench.scenario import Settings, Sheet
 from bench.systems import OURS, OURS_HTTP, System, samples, task, theirs
 
 BEST = "the best peer"
-FAR_BEHIND = 0.5  # of what ours answers
+FAR_BEHIND = 0.5  # of what the best peer answers
 POISSON = "poisson"
 _LEAST_REQUESTS = 500  # that an open loop sends, or p99 would be a handful
 
@@ -70,6 +70,7 @@ def contest(
     why. In the quick form the first peer that runs is the only one."""
     rows, answers = samples(settings, model)
     found: dict[str, Rounds] = {}
+    leading = 0.0
     for peer in PEERS.values():
         if settings.quick and found:
             sheet.lack(peer.title, "the quick form measures one peer")
@@ -78,11 +79,12 @@ def contest(
         seen: dict[Load, list[Round]] = {}
         try:
             with _started(peer, task(settings, peer, model, processes), rows, answers) as served:
-                _rounds(settings, sheet, [*ours, theirs(settings, served)], loads, seen)
+                _rounds(settings, sheet, [*ours, theirs(settings, served)], loads, seen, leading)
         except PeerAbsent as error:
             sheet.lack(peer.title, str(error))
         if seen:
             found[peer.title] = seen
+            leading = max(leading, _most(seen, peer.title))
     return found
 
 
@@ -103,9 +105,11 @@ def _rounds(
     systems: Sequence[System],
     loads: Sequence[Load],
     found: dict[Load, list[Round]],
+    leading: float,
 ) -> None:
-    """All repeats, into ``found``; in every other one the order is turned round. Who is far behind after the first is
-    measured once, and loads that a peer cannot bear are spared it. Raises PeerAbsent where the peer fails."""
+    """All repeats, into ``found``; in every other one the order is turned round. Who is far behind the ``leading`` peer
+    after the first is measured once, and loads that it cannot bear are spared it. Raises PeerAbsent where the peer
+    fails."""
     for number in range(settings.repeat):
         settings.progress.more(1)
         for load in loads:
@@ -116,7 +120,7 @@ def _rounds(
                     sheet.point(points[system.name])
                 found.setdefault(load, []).append(points)
         settings.progress.step()
-        if _far_behind(found, systems):
+        if _most(found, systems[-1].name) < FAR_BEHIND * leading:
             break
 
 
@@ -135,15 +139,13 @@ def _put(settings: Settings, load: Load, system: System, number: int, peer: Syst
 
 def _bears(found: Rounds, load: Load, name: str) -> bool:
     """Whether the most that it has answered in a closed loop so far is more than would be asked."""
+    return isinstance(load, Closed) or _most(found, name) > load.rate
+
+
+def _most(found: Rounds, name: str) -> float:
+    """Requests a second that a system has answered in its best closed loop."""
     closed = [one for seen, repeats in found.items() if isinstance(seen, Closed) for one in repeats]
-    most = max((one[name].rate for one in closed), default=0.0)
-    return isinstance(load, Closed) or most > load.rate
-
-
-def _far_behind(found: Rounds, systems: Sequence[System]) -> bool:
-    most = max((load for load in found if isinstance(load, Closed)), key=lambda load: load.in_flight)
-    first = found[most][0]
-    return first[systems[-1].name].rate < FAR_BEHIND * first[systems[0].name].rate
+    return max((one[name].rate for one in closed), default=0.0)
 
 
 def complete(found: Mapping[str, Rounds]) -> bool:

@@ -140,11 +140,11 @@ def test_an_open_load_lasts_until_there_are_enough_requests(tmp_path: Path) -> N
     assert int(order[0].partition(" at ")[2]) == pytest.approx(500, rel=0.15)
 
 
-def test_who_is_far_behind_is_measured_once(tmp_path: Path, peers: dict[str, Any]) -> None:
-    peers["near"] = Fake("near", {1: 500.0, 64: 40_001.0})
-    peers["far"] = Fake("far", {1: 500.0, 64: 39_999.0})
+def test_who_is_far_behind_the_best_peer_is_measured_once(tmp_path: Path, peers: dict[str, Any]) -> None:
+    rates = {"first": 10_000.0, "best": 40_000.0, "near": 20_001.0, "far": 19_999.0}
+    peers |= {title: Fake(title, {1: 500.0, 64: rate}) for title, rate in rates.items()}
     found = contest.contest(settings(tmp_path), Sheet({}), ours(), "m", LOADS)
-    assert [len(found[title][MANY]) for title in ("near", "far")] == [3, 1]
+    assert [len(found[title][MANY]) for title in rates] == [3, 3, 3, 1]
 
 
 def test_a_peer_that_cannot_be_measured_is_told_and_the_others_go_on(tmp_path: Path, peers: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ def test_the_quick_form_measures_one_peer_and_says_so(tmp_path: Path, peers: dic
 
 
 def test_the_bar_ends_where_the_steps_end(tmp_path: Path, peers: dict[str, Any]) -> None:
-    peers |= {"A": Fake("A", {1: 500.0, 64: 40_000.0}), "far": Fake("far", {1: 500.0, 64: 1.0})}
+    peers |= {"A": Fake("A", {1: 500.0, 64: 40_000.0}), "far": Fake("far", {1: 500.0, 64: 600.0})}
     chosen = settings(tmp_path)
     contest.contest(chosen, Sheet({}), ours(), "m", LOADS)
     assert (chosen.progress.total, chosen.progress.done) == (4, 4)  # type: ignore[attr-defined]
