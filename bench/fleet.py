@@ -125,8 +125,11 @@ def _client(index: int, prepare: Prepare, end: Connection, parent: int) -> None:
 
 
 def sleep_until(moment: float) -> None:
-    """Sleep to a moment of the monotonic clock."""
-    time.sleep(max(0.0, moment - time.monotonic()))
+    """Sleep to a moment of the monotonic clock. Who is late goes on: a sleep of nothing, too, gives the interpreter's lock
+    away."""
+    left = moment - time.monotonic()
+    if left > 0.0:
+        time.sleep(left)
 
 
 # -- the bench's side ----------------------------------------------------------------------------------------------
