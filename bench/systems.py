@@ -155,7 +155,7 @@ def ours(settings: Settings, model: str, workers: int = 1, stored: bool = True) 
     """A pool with a gateway, and the two ways to it. The model is in its store, as it is for users by default."""
     store = compiled(settings, model) if stored else STORE_OFF
     address = free_address()
-    table = [{"name": model, "base_path": settings.models.paths[model]}]
+    table = [{"name": model, "base_path": settings.models.paths[model], "replicas": workers}]
     rows, answers = samples(settings, model)
     with (
         pool.configure(settings, table, workers, http=address, store=store) as served,
