@@ -74,11 +74,11 @@ class Figure:
 
     @property
     def ratio(self) -> Spread | None:
-        """Ours over the reference, within each repeat; infinite over nothing."""
+        """Ours over the reference, within each repeat; infinite over nothing, but nothing over nothing is the same."""
         if self.reference is None:
             return None
         pairs = zip(self.ours.values, self.reference.values, strict=True)
-        return Spread(tuple(a / b if b else math.inf for a, b in pairs))
+        return Spread(tuple(a / b if b else math.inf if a else 1.0 for a, b in pairs))
 
     @property
     def verdict(self) -> Verdict:
