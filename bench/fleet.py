@@ -125,8 +125,10 @@ def _client(index: int, prepare: Prepare, end: Connection, parent: int) -> None:
 
 
 def sleep_until(moment: float) -> None:
-    """Sleep to a moment of the monotonic clock. Who is late goes on: a sleep of nothing, too, gives the interpreter's lock
-    away."""
+    """Sleep to a moment of the monotonic clock.
+
+    Who is late goes on at once: a sleep of nothing, too, gives the interpreter's lock away.
+    """
     left = moment - time.monotonic()
     if left > 0.0:
         time.sleep(left)
