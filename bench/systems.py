@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -21,6 +20,7 @@ from bench.errors import WrongAnswer
 from bench.fleet import Fleet, Meter
 from bench.inprocess import serving_default
 from bench.open import Stream
+from bench.peers.oip import infer
 from bench.peers.peer import Peer, Task
 from bench.peers.serving import ATOL, RTOL, Served
 from bench.points import Point
@@ -194,19 +194,6 @@ def _roles(pids: Mapping[str, int]) -> dict[str, list[int]]:
     for name, pid in pids.items():
         found.setdefault(name.split()[0].split("-")[0], []).append(pid)
     return found
-
-
-def infer(address: str, model: str, taken: str, row: Array) -> Post:
-    """The Open Inference Protocol with binary tensors both ways; the model's input is ``taken``."""
-    tensor = {
-        "name": taken,
-        "shape": list(row.shape),
-        "datatype": "FP32",
-        "parameters": {"binary_data_size": row.nbytes},
-    }
-    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
-    return Post(address, f"/v2/models/{model}/infer", header + row.tobytes(), headers)
 
 
 # -- peers ---------------------------------------------------------------------------------------------------------

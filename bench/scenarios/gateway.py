@@ -11,6 +11,7 @@ from bench import loads, pool, systems, wrk
 from bench.echoes import METHOD, Echo
 from bench.errors import WrongAnswer
 from bench.loads import ATOL, RTOL
+from bench.peers.oip import infer
 from bench.post import Post
 from bench.scenario import Outcome, Scenario, Settings, Sheet, Target
 from tfpool.testing.fronts import await_front, free_address
@@ -31,7 +32,7 @@ def measure(settings: Settings) -> Outcome:
     sheet = Sheet(TARGETS)
     address, rpc = free_address(), free_address()
     rows, answers = systems.samples(settings, _MODEL)
-    binary = systems.infer(address, _MODEL, "x", rows[:1])
+    binary = infer(address, _MODEL, "x", rows[:1])
     text, call = _json(address, rows[:1]), _call(rows[:1])
     table = [{"name": _MODEL, "base_path": settings.models.paths[_MODEL]}]
     with pool.configure(settings, table, 1, http=address, grpc=rpc) as served:
