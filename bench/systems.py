@@ -19,10 +19,11 @@ from bench.arrivals import Schedule
 from bench.errors import WrongAnswer
 from bench.fleet import Fleet, Meter
 from bench.inprocess import serving_default
+from bench.loads import ATOL, RTOL
 from bench.open import Stream
 from bench.peers.oip import infer
 from bench.peers.peer import Peer, Task
-from bench.peers.serving import ATOL, RTOL, Served
+from bench.peers.serving import Served
 from bench.points import Point
 from bench.post import Post
 from bench.processes import cpu_seconds, footprint
@@ -177,8 +178,8 @@ def ours(settings: Settings, model: str, workers: int = 1, stored: bool = True) 
 
 
 def compiled(settings: Settings, model: str) -> str:
-    """A store that has the model. Raises ChildFailed."""
-    store = os.path.join(settings.directory, "store")
+    """A store beside the model, that has it; kept where the model is. Raises ChildFailed."""
+    store = os.path.join(os.path.dirname(settings.models.paths[model]), "store")
     variants.build(settings, [Variant(model, 0, settings.models.paths[model])], store)
     return store
 

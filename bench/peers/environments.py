@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.architectures import CACHE
 from bench.errors import PeerAbsent
 from bench.peers.peer import Environment, Peer
 from bench.warden import Guarded
 
-CACHE = "TFPOOL_BENCH_CACHE"
 _MARKER = "installed.json"
 _INSTALL_SECONDS = 1800.0
 _SAY_SECONDS = 0.2

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 
 from bench.errors import PeerAbsent, WrongAnswer
+from bench.loads import ATOL, RTOL
 from bench.peers import environments
 from bench.peers.peer import Array, Peer, Task
 from bench.warden import Guarded
@@ -17,7 +18,6 @@ from bench.warden import Guarded
 READY_SECONDS = 120.0
 _STEP_SECONDS = 0.1
 _ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
-RTOL, ATOL = 1e-4, 1e-5
 
 
 class Served:
